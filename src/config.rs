@@ -1,0 +1,438 @@
+//! From the table of flags, the arguments and the environment to a [`Config`], or to one clear
+//! error. Nothing is connected to, and nothing but the arguments is read, before all of it is known
+//! to be good.
+//!
+//! Every value is checked where it is given, also one that a stronger source replaces: a bad value
+//! that goes unnoticed today is in force tomorrow.
+
+use std::ffi::{OsStr, OsString};
+use std::fmt;
+use std::time::Duration;
+
+use crate::flags::{FLAGS, Flag, Id, OTHER_VARIABLES, Value};
+
+/// What the command line asks for.
+pub enum Request {
+    /// `--help`.
+    Help,
+    /// `--version`.
+    Version,
+    /// Run a command.
+    Run(Config),
+}
+
+/// Everything that pglock needs to know for a run.
+pub struct Config {
+    /// Where and as whom to connect.
+    pub server: Server,
+    /// The key of the lock.
+    pub lock_id: u32,
+    /// How long to wait for the lock.
+    pub wait: Wait,
+    /// The exit status when the lock was not obtained.
+    pub conflict_exit_code: u8,
+    /// How long connecting may take, all attempts together; `None` is without limit.
+    pub connect_timeout: Option<Duration>,
+    /// How much to say.
+    pub verbosity: Verbosity,
+    /// The command and its arguments; never empty.
+    pub command: Vec<OsString>,
+}
+
+/// The connection settings that flags and variables give; what they leave open, libpq's own sources
+/// may fill.
+pub struct Server {
+    /// A database's name, a `key=value` string or a URI.
+    pub database: Option<String>,
+    /// A host, a list of hosts, or the directory of a Unix socket.
+    pub host: Option<String>,
+    /// A port or a list of ports.
+    pub port: Option<String>,
+    /// The user.
+    pub user: Option<String>,
+    /// libpq's `sslmode`.
+    pub sslmode: Option<String>,
+    /// The password, any bytes.
+    pub password: Option<OsString>,
+}
+
+/// How long to wait for the lock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wait {
+    /// Not at all: try once.
+    No,
+    /// So many seconds from the start, connecting included.
+    Seconds(u32),
+    /// Without limit.
+    Forever,
+}
+
+/// How much to say on standard error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Verbosity {
+    /// Errors.
+    Quiet,
+    /// What happens.
+    Normal,
+    /// Also to whom and how.
+    Verbose,
+}
+
+/// What is wrong with a flag or a variable: one line that names it and its value.
+#[derive(Debug)]
+pub struct Error(String);
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Reads the command line and the environment.
+///
+/// # Errors
+/// The first flag or variable that is not understood, or a combination that cannot work.
+pub fn read(
+    arguments: Vec<OsString>,
+    environment: &[(OsString, OsString)],
+) -> Result<Request, Error> {
+    let mut words = Words::default();
+    let mut command = Vec::new();
+    let mut parser = lexopt::Parser::from_args(arguments);
+    while let Some(argument) = parser.next().map_err(stray)? {
+        let (flag, spelling) = match argument {
+            lexopt::Arg::Long(name) => (
+                FLAGS.iter().find(|flag| flag.name == name),
+                format!("--{name}"),
+            ),
+            lexopt::Arg::Short(letter) => (
+                FLAGS.iter().find(|flag| flag.short == Some(letter)),
+                format!("-{letter}"),
+            ),
+            lexopt::Arg::Value(word) => {
+                command.push(word);
+                command.extend(parser.raw_args().map_err(stray)?);
+                break;
+            }
+        };
+        let Some(flag) = flag else {
+            return Err(Error(format!(
+                "unknown flag {}; see pglock --help",
+                spelling.escape_debug()
+            )));
+        };
+        let value = if flag.value == Value::Switch {
+            if let Some(value) = parser.optional_value() {
+                return Err(Error(format!(
+                    "{spelling}: takes no value, but was given {:?}",
+                    value.to_string_lossy()
+                )));
+            }
+            OsString::from("true")
+        } else {
+            parser
+                .value()
+                .map_err(|_| Error(format!("{spelling}: its value is missing")))?
+        };
+        match flag.id {
+            Id::Help => return Ok(Request::Help),
+            Id::Version => return Ok(Request::Version),
+            _ => words.give(flag, &value, Source::Flag, &spelling)?,
+        }
+    }
+
+    for (name, value) in environment {
+        let Some(name) = name.to_str().filter(|name| name.starts_with("PGLOCK_")) else {
+            continue;
+        };
+        if value.is_empty() || OTHER_VARIABLES.contains(&name) {
+            continue;
+        }
+        match FLAGS.iter().find(|flag| flag.variable() == name) {
+            // Images and scripts keep the version that they install in such a variable.
+            Some(flag) if matches!(flag.id, Id::Help | Id::Version) => {}
+            Some(flag) => words.give(flag, value, Source::Variable, name)?,
+            None => {
+                return Err(Error(format!(
+                    "unknown variable {name}={:?}: no flag has this name; see pglock --help",
+                    value.to_string_lossy()
+                )));
+            }
+        }
+    }
+
+    words.exclude(Id::Block, Id::Wait)?;
+    words.exclude(Id::Quiet, Id::Verbose)?;
+    if command.is_empty() {
+        return Err(Error(
+            "no command given: pglock [flags] [--] command [arg ...]; see pglock --help".to_owned(),
+        ));
+    }
+    let password = environment
+        .iter()
+        .find(|(name, value)| name == "PGLOCK_PASS" && !value.is_empty())
+        .map(|(_, value)| value.clone());
+    Ok(Request::Run(words.config(command, password)))
+}
+
+/// Where a word was given. A flag is stronger than a variable.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Source {
+    Flag,
+    Variable,
+}
+
+/// A checked word, and where it was given.
+struct Word {
+    text: String,
+    source: Source,
+    spelling: String,
+}
+
+/// The words given, one place for each flag.
+#[derive(Default)]
+struct Words([Option<Word>; FLAGS.len()]);
+
+impl Words {
+    /// Checks a value and takes it, unless a stronger source has spoken. Of two flags the last wins.
+    fn give(
+        &mut self,
+        flag: &Flag,
+        value: &OsStr,
+        source: Source,
+        spelling: &str,
+    ) -> Result<(), Error> {
+        let text = check(flag, value).map_err(|wrong| {
+            let value = value.to_string_lossy();
+            Error(format!("{spelling}: {value:?} {wrong}"))
+        })?;
+        let place = &mut self.0[flag.id as usize];
+        if source == Source::Variable && place.is_some() {
+            return Ok(());
+        }
+        let off = flag.value == Value::Switch && text == "false";
+        *place = (!off).then(|| Word {
+            text,
+            source,
+            spelling: spelling.to_owned(),
+        });
+        Ok(())
+    }
+
+    /// Sees to it that of two flags that exclude each other only one stays: the flag where the other
+    /// comes from a variable.
+    fn exclude(&mut self, one: Id, other: Id) -> Result<(), Error> {
+        let (Some(a), Some(b)) = (&self.0[one as usize], &self.0[other as usize]) else {
+            return Ok(());
+        };
+        if a.source == b.source {
+            return Err(Error(format!(
+                "{} and {} exclude each other; give one of them",
+                a.spelling, b.spelling
+            )));
+        }
+        let weaker = if a.source == Source::Variable {
+            one
+        } else {
+            other
+        };
+        self.0[weaker as usize] = None;
+        Ok(())
+    }
+
+    fn text(&self, id: Id) -> Option<String> {
+        self.0[id as usize].as_ref().map(|word| word.text.clone())
+    }
+
+    fn switch(&self, id: Id) -> bool {
+        self.0[id as usize].is_some()
+    }
+
+    /// A checked number, or the default of the table, or 0.
+    fn number(&self, id: Id) -> u32 {
+        let given = self.0[id as usize].as_ref().map(|word| word.text.as_str());
+        given
+            .or(Flag::of(id).default)
+            .and_then(|text| text.parse().ok())
+            .unwrap_or(0)
+    }
+
+    fn config(&self, command: Vec<OsString>, password: Option<OsString>) -> Config {
+        Config {
+            server: Server {
+                database: self.text(Id::Database),
+                host: self.text(Id::Host),
+                port: self.text(Id::Port),
+                user: self.text(Id::User),
+                sslmode: self.text(Id::Sslmode),
+                password,
+            },
+            lock_id: self.number(Id::Lockid),
+            wait: match self.number(Id::Wait) {
+                _ if self.switch(Id::Block) => Wait::Forever,
+                0 => Wait::No,
+                seconds => Wait::Seconds(seconds),
+            },
+            conflict_exit_code: self.number(Id::ConflictExitCode) as u8,
+            connect_timeout: match self.number(Id::ConnectTimeout) {
+                0 => None,
+                seconds => Some(Duration::from_secs(seconds.into())),
+            },
+            verbosity: if self.switch(Id::Quiet) {
+                Verbosity::Quiet
+            } else if self.switch(Id::Verbose) {
+                Verbosity::Verbose
+            } else {
+                Verbosity::Normal
+            },
+            command,
+        }
+    }
+}
+
+/// Checks one value against what its flag takes; the error ends the sentence that the value begins.
+fn check(flag: &Flag, value: &OsStr) -> Result<String, String> {
+    let text = value.to_str().ok_or("is not UTF-8")?;
+    if text.is_empty() {
+        return Err("is empty".to_owned());
+    }
+    match flag.value {
+        Value::Text => Ok(text.to_owned()),
+        Value::Switch => match text.to_ascii_lowercase().as_str() {
+            "true" | "1" | "yes" => Ok("true".to_owned()),
+            "false" | "0" | "no" => Ok("false".to_owned()),
+            _ => Err("is neither true, 1, yes nor false, 0, no".to_owned()),
+        },
+        Value::Choice(words) if words.contains(&text) => Ok(text.to_owned()),
+        Value::Choice(words) => Err(format!("is none of {}", words.join(", "))),
+        Value::Number(max) => whole_number(text)
+            .filter(|number| *number <= max)
+            .map(|number| number.to_string())
+            .ok_or_else(|| format!("is not a whole number from 0 to {max}")),
+        Value::Ports => text
+            .split(',')
+            .all(|port| {
+                whole_number(port).is_some_and(|port| (1..=u32::from(u16::MAX)).contains(&port))
+            })
+            .then(|| text.to_owned())
+            .ok_or_else(|| "is not a port from 1 to 65535, nor a list of them".to_owned()),
+    }
+}
+
+/// Digits only: `str::parse` alone would take a sign as well.
+fn whole_number(text: &str) -> Option<u32> {
+    text.bytes()
+        .all(|byte| byte.is_ascii_digit())
+        .then(|| text.parse().ok())
+        .flatten()
+}
+
+/// What lexopt finds wrong by itself: a switch's letter with a value, say.
+fn stray(error: lexopt::Error) -> Error {
+    Error(format!("{error}; see pglock --help"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(arguments: &[&str], variables: &[(&str, &str)]) -> Result<Config, String> {
+        let environment: Vec<_> = variables
+            .iter()
+            .map(|(name, value)| (name.into(), value.into()))
+            .collect();
+        let arguments = arguments.iter().map(OsString::from).collect();
+        match read(arguments, &environment) {
+            Ok(Request::Run(config)) => Ok(config),
+            Ok(_) => panic!("help or version"),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    #[test]
+    fn the_defaults_are_those_of_the_table() {
+        let config = config(&["true"], &[]).unwrap();
+        assert_eq!(config.lock_id, 1);
+        assert_eq!(config.wait, Wait::No);
+        assert_eq!(config.conflict_exit_code, 0);
+        assert_eq!(config.connect_timeout, Some(Duration::from_secs(10)));
+        assert_eq!(config.verbosity, Verbosity::Normal);
+        assert!(config.server.host.is_none());
+    }
+
+    #[test]
+    fn flags_are_stronger_than_variables_and_the_last_flag_wins() {
+        let variables = [("PGLOCK_LOCKID", "7"), ("PGLOCK_HOST", "elsewhere")];
+        let config = config(&["--lockid", "8", "--lockid=9", "true"], &variables).unwrap();
+        assert_eq!(config.lock_id, 9);
+        assert_eq!(config.server.host.as_deref(), Some("elsewhere"));
+    }
+
+    #[test]
+    fn a_flag_puts_an_excluded_variable_out_of_force() {
+        let config = config(&["--block", "true"], &[("PGLOCK_WAIT", "5")]).unwrap();
+        assert_eq!(config.wait, Wait::Forever);
+    }
+
+    #[test]
+    fn two_flags_that_exclude_each_other_are_refused() {
+        assert!(config(&["--block", "--wait", "5", "true"], &[]).is_err());
+        assert!(config(&["true"], &[("PGLOCK_BLOCK", "1"), ("PGLOCK_WAIT", "5")]).is_err());
+        assert!(config(&["true"], &[("PGLOCK_BLOCK", "no"), ("PGLOCK_WAIT", "5")]).is_ok());
+    }
+
+    #[test]
+    fn the_command_keeps_its_own_flags() {
+        let given = ["--wait", "5", "grep", "--wait", "--", "x"];
+        assert_eq!(
+            config(&given, &[]).unwrap().command,
+            ["grep", "--wait", "--", "x"]
+        );
+        let given = ["--", "--wait", "--", "x"];
+        assert_eq!(config(&given, &[]).unwrap().command, ["--wait", "--", "x"]);
+    }
+
+    #[test]
+    fn numbers_are_digits_within_their_range() {
+        for good in ["0", "4294967295", "007"] {
+            assert!(
+                config(&["--lockid", good, "true"], &[]).is_ok(),
+                "{good:?} was refused"
+            );
+        }
+        for bad in [
+            "",
+            "abc",
+            "-1",
+            "+1",
+            "1.5",
+            " 1",
+            "0x10",
+            "1_000",
+            "4294967296",
+        ] {
+            let flag = config(&["--lockid", bad, "true"], &[]).err().unwrap();
+            assert!(flag.starts_with(&format!("--lockid: {bad:?} ")), "{flag}");
+            if !bad.is_empty() {
+                let variable = config(&["true"], &[("PGLOCK_LOCKID", bad)]).err().unwrap();
+                assert!(
+                    variable.starts_with(&format!("PGLOCK_LOCKID: {bad:?} ")),
+                    "{variable}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn an_unknown_variable_is_refused_but_not_what_pglock_itself_sets() {
+        let error = config(&["true"], &[("PGLOCK_LOCKD", "7")]).err().unwrap();
+        assert!(error.contains("PGLOCK_LOCKD"), "{error}");
+        let own = [
+            ("PGLOCK_LOCK_HELD", "true"),
+            ("PGLOCK_PASS", "x"),
+            ("PGLOCK_VERSION", "1.2"),
+            ("PGLOCK_LOCKD", ""),
+        ];
+        assert!(config(&["true"], &own).is_ok());
+    }
+}

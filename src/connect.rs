@@ -1,0 +1,267 @@
+//! Where to connect: the settings of every source by their strength, and one set of them for each host.
+//!
+//! From strong to weak: flag and variable, the connection string given as `--database`, libpq's own
+//! sources (`PGHOST` and the like, the service file, the password file), the defaults of the table. libpq
+//! fills in its own sources by itself, so the defaults are put below them as variables of pglock's own
+//! environment, which the command does not get.
+
+use std::ffi::{CStr, CString};
+use std::fmt;
+use std::os::unix::ffi::OsStrExt;
+
+use crate::config::Server;
+use crate::flags::{Flag, Id};
+use crate::pq;
+use crate::sys;
+
+/// A keyword of libpq's and its value.
+type Setting = (String, Vec<u8>);
+
+/// The hosts to try, in their order, and how to connect to each.
+pub struct Target {
+    hosts: Vec<Vec<Setting>>,
+    name: String,
+}
+
+impl Target {
+    /// Brings the settings of all sources together.
+    ///
+    /// # Errors
+    /// A connection string that libpq does not understand, or lists of hosts and ports that do not
+    /// match.
+    pub fn new(server: &Server) -> Result<Self, pq::Error> {
+        let mut given = Vec::new();
+        match &server.database {
+            Some(string) if is_connection_string(string) => {
+                given = parse(string)?;
+            }
+            Some(name) => given.push(("dbname".to_owned(), name.clone().into())),
+            None => {}
+        }
+        if server.host.is_some() {
+            // An address given by a weaker source would take the place of the host.
+            given.retain(|(keyword, _)| keyword != "hostaddr");
+            sys::remove_variable(c"PGHOSTADDR");
+        }
+        let texts = [
+            ("host", &server.host),
+            ("port", &server.port),
+            ("user", &server.user),
+            ("sslmode", &server.sslmode),
+        ];
+        for (keyword, value) in texts {
+            if let Some(value) = value {
+                set(&mut given, keyword, value.as_bytes());
+            }
+        }
+        if let Some(password) = &server.password {
+            set(&mut given, "password", password.as_bytes());
+        }
+        if get(&given, "fallback_application_name").is_none() {
+            set(&mut given, "fallback_application_name", b"pglock");
+        }
+        put_defaults_below(&given);
+
+        let in_force = |keyword: &str, sources: &[(String, String)]| {
+            get(&given, keyword).or_else(|| {
+                let found = sources.iter().find(|(name, _)| name == keyword);
+                found.map(|(_, value)| value.clone())
+            })
+        };
+        if let Some(service) = get(&given, "service") {
+            // So that libpq's own sources, asked by themselves, look into this service too.
+            sys::remove_variable(c"PGSERVICE");
+            set_variable(c"PGSERVICE", &service);
+        }
+        let sources = pq::defaults();
+        let word = |keyword: &str| in_force(keyword, &sources).unwrap_or_default();
+        let (host, hostaddr, port) = (word("host"), word("hostaddr"), word("port"));
+        let shown = if host.is_empty() { &hostaddr } else { &host };
+        let name = format!("{}@{shown}:{port}/{}", word("user"), word("dbname"));
+        let hosts = split(&host, &hostaddr, &port)?
+            .into_iter()
+            .map(|one| {
+                let mut settings = given.clone();
+                for (keyword, value) in one {
+                    set(&mut settings, keyword, value.as_bytes());
+                }
+                settings
+            })
+            .collect();
+        Ok(Self { hosts, name })
+    }
+
+    /// One set of settings for each host.
+    pub fn hosts(&self) -> impl ExactSizeIterator<Item = Vec<(CString, CString)>> {
+        self.hosts.iter().map(|settings| {
+            settings
+                .iter()
+                .map(|(keyword, value)| (c_string(keyword.as_bytes()), c_string(value)))
+                .collect()
+        })
+    }
+}
+
+/// `user@host:port/database`.
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(&self.name)
+    }
+}
+
+/// libpq's own rule for what `dbname` takes.
+fn is_connection_string(text: &str) -> bool {
+    text.starts_with("postgresql://") || text.starts_with("postgres://") || text.contains('=')
+}
+
+/// Takes a connection string apart. libpq's message quotes from the string, and what it quotes may be
+/// part of a password.
+fn parse(string: &str) -> Result<Vec<Setting>, pq::Error> {
+    let given = pq::parse(&c_string(string.as_bytes())).map_err(|error| pq::Error {
+        sqlstate: None,
+        message: format!(
+            "the connection string given as database: {}",
+            without_quotes(&error.message)
+        ),
+    })?;
+    Ok(given
+        .into_iter()
+        .map(|(keyword, value)| (keyword, value.into_bytes()))
+        .collect())
+}
+
+/// Hides what stands in double quotes, unless it is a single character.
+fn without_quotes(message: &str) -> String {
+    let mut parts = message.split('"');
+    let mut shown = parts.next().unwrap_or_default().to_owned();
+    while let Some(quoted) = parts.next() {
+        let quoted = if quoted.chars().count() == 1 {
+            quoted
+        } else {
+            "..."
+        };
+        shown.push_str(&format!("\"{quoted}\""));
+        shown.push_str(parts.next().unwrap_or_default());
+    }
+    shown
+}
+
+fn get(settings: &[Setting], keyword: &str) -> Option<String> {
+    let found = settings.iter().find(|(name, _)| name == keyword);
+    found.map(|(_, value)| String::from_utf8_lossy(value).into_owned())
+}
+
+fn set(settings: &mut Vec<Setting>, keyword: &str, value: &[u8]) {
+    settings.retain(|(name, _)| name != keyword);
+    settings.push((keyword.to_owned(), value.to_vec()));
+}
+
+/// Puts the defaults of the table below libpq's own sources, where nothing else speaks for them: an
+/// address stands for a host, and libpq has rules of its own for some ways to ask for TLS.
+fn put_defaults_below(given: &[Setting]) {
+    let has = |keyword: &str, variable: &str| {
+        get(given, keyword).is_some() || std::env::var_os(variable).is_some()
+    };
+    let default = |id: Id, variable: &CStr| {
+        if let Some(value) = Flag::of(id).default {
+            set_variable(variable, value);
+        }
+    };
+    default(Id::Database, c"PGDATABASE");
+    default(Id::Port, c"PGPORT");
+    if !has("hostaddr", "PGHOSTADDR") {
+        default(Id::Host, c"PGHOST");
+    }
+    let system_roots = get(given, "sslrootcert")
+        .or_else(|| std::env::var("PGSSLROOTCERT").ok())
+        .is_some_and(|file| file == "system");
+    if !system_roots && !has("requiressl", "PGREQUIRESSL") {
+        default(Id::Sslmode, c"PGSSLMODE");
+    }
+}
+
+fn set_variable(name: &CStr, value: &str) {
+    sys::set_default_variable(name, &c_string(value.as_bytes()));
+}
+
+/// Lists of hosts, addresses and ports as one set for each place in the lists. libpq would go through
+/// them by itself, but would spend all the time there is on a first host that does not answer.
+fn split(
+    host: &str,
+    hostaddr: &str,
+    port: &str,
+) -> Result<Vec<Vec<(&'static str, String)>>, pq::Error> {
+    let list = |text: &str| -> Vec<String> { text.split(',').map(str::to_owned).collect() };
+    let (hosts, addresses, ports) = (list(host), list(hostaddr), list(port));
+    let count = hosts.len().max(addresses.len());
+    let fits = |list: &Vec<String>, text: &str| text.is_empty() || list.len() == count;
+    if !fits(&hosts, host) || !fits(&addresses, hostaddr) {
+        return Err(mismatch(
+            hosts.len(),
+            "host names",
+            addresses.len(),
+            "addresses",
+        ));
+    }
+    if ports.len() != 1 && ports.len() != count {
+        return Err(mismatch(ports.len(), "port numbers", count, "hosts"));
+    }
+    Ok((0..count)
+        .map(|place| {
+            let mut one = Vec::new();
+            for (keyword, list) in [("host", &hosts), ("hostaddr", &addresses), ("port", &ports)] {
+                let value = if list.len() == 1 {
+                    &list[0]
+                } else {
+                    &list[place]
+                };
+                if !value.is_empty() {
+                    one.push((keyword, value.clone()));
+                }
+            }
+            one
+        })
+        .collect())
+}
+
+fn mismatch(one: usize, these: &str, other: usize, those: &str) -> pq::Error {
+    pq::Error {
+        sqlstate: None,
+        message: format!("{one} {these} do not match {other} {those}"),
+    }
+}
+
+/// For text from arguments, the environment or libpq, which cannot hold a null byte.
+fn c_string(bytes: &[u8]) -> CString {
+    CString::new(bytes).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_message_quotes_is_hidden() {
+        assert_eq!(
+            without_quotes("missing \"=\" after \"secret\" in connection info string"),
+            "missing \"=\" after \"...\" in connection info string"
+        );
+        assert_eq!(without_quotes("open \"secret"), "open \"...\"");
+    }
+
+    #[test]
+    fn lists_are_split_by_place() {
+        let ports = |host, port| -> Vec<String> {
+            let places = split(host, "", port).unwrap();
+            places
+                .iter()
+                .map(|one| format!("{}:{}", one[0].1, one[1].1))
+                .collect()
+        };
+        assert_eq!(ports("a", "1"), ["a:1"]);
+        assert_eq!(ports("a,b", "1"), ["a:1", "b:1"]);
+        assert_eq!(ports("a,b", "1,2"), ["a:1", "b:2"]);
+        assert!(split("a,b,c", "", "1,2").is_err());
+        assert!(split("a,b", "::1,::1,::1", "1").is_err());
+    }
+}

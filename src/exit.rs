@@ -1,0 +1,50 @@
+//! The exit statuses of pglock, after the conventions of the shell and of timeout(1).
+
+use std::io;
+
+use crate::sys::{Change, Signal};
+
+/// How a run of pglock ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// The command ran and ended with this status; also the status chosen for a lock that was not
+    /// obtained.
+    Status(u8),
+    /// This signal ended the command, or pglock before the command ran.
+    Signal(Signal),
+    /// pglock itself failed; the command did not run.
+    Failed,
+    /// The command could not be executed.
+    NotExecutable,
+    /// The command was not found.
+    NotFound,
+}
+
+impl Exit {
+    /// The status for the shell.
+    pub fn status(self) -> u8 {
+        match self {
+            Self::Status(status) => status,
+            Self::Signal(signal) => signal.exit_status(),
+            Self::Failed => 125,
+            Self::NotExecutable => 126,
+            Self::NotFound => 127,
+        }
+    }
+
+    /// For a command that could not be executed.
+    pub fn of_exec_error(error: &io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::NotFound => Self::NotFound,
+            _ => Self::NotExecutable,
+        }
+    }
+
+    /// For a command that has ended.
+    pub fn of_change(change: Change) -> Self {
+        match change {
+            Change::Exited(status) => Self::Status(status),
+            Change::Killed(signal) | Change::Stopped(signal) => Self::Signal(signal),
+        }
+    }
+}

@@ -1,0 +1,60 @@
+//! Log lines on standard error: `2018/09/05 11:17:39 text`, local time.
+//!
+//! Logging never fails and never waits: a full disk, a closed pipe or a reader that has stopped
+//! reading must not hold up the one thread that keeps the lock alive. A line that cannot be written
+//! now is dropped.
+
+use std::fmt::Display;
+
+use crate::config::Verbosity;
+use crate::sys;
+
+/// Writes what the chosen verbosity lets through.
+#[derive(Clone, Copy)]
+pub struct Log {
+    verbosity: Verbosity,
+}
+
+impl Log {
+    /// A log of this verbosity.
+    pub fn new(verbosity: Verbosity) -> Self {
+        Self { verbosity }
+    }
+
+    /// Says what happens, unless `--quiet`.
+    pub fn info(self, text: impl Display) {
+        if self.verbosity >= Verbosity::Normal {
+            write(&line(sys::wall_clock(), text));
+        }
+    }
+
+    /// Says more of it, under `--verbose`.
+    pub fn detail(self, text: impl Display) {
+        if self.verbosity >= Verbosity::Verbose {
+            write(&line(sys::wall_clock(), text));
+        }
+    }
+
+    /// Says what went wrong, always.
+    pub fn error(self, text: impl Display) {
+        write(&error_line(sys::wall_clock(), text));
+    }
+}
+
+/// The line that [`Log::error`] would write at `time`, in seconds since 1970.
+pub fn error_line(time: i64, text: impl Display) -> String {
+    line(time, format_args!("pglock: {text}"))
+}
+
+/// One line, whatever the text holds: libpq reports several attempts on several lines.
+fn line(time: i64, text: impl Display) -> String {
+    let text = text.to_string();
+    let lines: Vec<_> = text.lines().map(str::trim).collect();
+    format!("{} {}\n", sys::local_time(time), lines.join(" "))
+}
+
+fn write(line: &str) {
+    if sys::is_writable_now(sys::STDERR) {
+        sys::write_all(sys::STDERR, line.as_bytes());
+    }
+}

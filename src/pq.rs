@@ -1,0 +1,493 @@
+//! A thin safe wrapper over libpq, and the only place that calls it. One method for a call, no policy.
+//! Nothing here waits: [`Connection::wants`] tells which descriptor to poll, and for what.
+//!
+//! The manual meant throughout is PostgreSQL's chapter "libpq - C Library".
+#![allow(unsafe_code)]
+
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::fmt;
+use std::os::fd::RawFd;
+use std::ptr::{self, NonNull};
+
+use pq_sys::{
+    ConnStatusType, ExecStatusType, PGVerbosity, PGcancel, PGconn, PGresult, PQconninfoOption,
+    PostgresPollingStatusType,
+};
+
+/// What libpq or the server says went wrong.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Error {
+    /// The server's five letters, where the server spoke.
+    pub sqlstate: Option<String>,
+    /// The message, without libpq's newline at the end.
+    pub message: String,
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl Error {
+    fn new(message: impl Into<String>) -> Self {
+        Self {
+            sqlstate: None,
+            message: message.into(),
+        }
+    }
+}
+
+/// What a connection waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Interest {
+    /// Something to read.
+    Read,
+    /// Room to write, or something to read.
+    Write,
+}
+
+/// How far connecting has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// Waiting for the other side.
+    Pending,
+    /// The connection is ready for queries.
+    Ready,
+}
+
+/// The outcome of one statement of a query.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It ran; its first row, empty where it returned none. Null is `None`.
+    Done(Vec<Option<String>>),
+    /// The server refused it.
+    Failed(Error),
+}
+
+/// A connection to a server, or an attempt at one. Dropping it closes it.
+pub struct Connection {
+    raw: NonNull<PGconn>,
+    connecting: bool,
+    interest: Interest,
+}
+
+impl Connection {
+    /// Begins to connect (`PQconnectStartParams`). Of settings given twice the later counts, and libpq
+    /// adds what its own sources say. Resolves host names, which may block.
+    ///
+    /// # Errors
+    /// A setting that libpq does not take.
+    pub fn start(settings: &[(CString, CString)]) -> Result<Self, Error> {
+        let terminated = |pick: fn(&(CString, CString)) -> *const c_char| -> Vec<*const c_char> {
+            settings.iter().map(pick).chain([ptr::null()]).collect()
+        };
+        let keywords = terminated(|(keyword, _)| keyword.as_ptr());
+        let values = terminated(|(_, value)| value.as_ptr());
+        // SAFETY: both arrays end with a null pointer, as the call demands, and they and the strings
+        // that they point at outlive it; libpq copies what it keeps.
+        let raw = unsafe { pq_sys::PQconnectStartParams(keywords.as_ptr(), values.as_ptr(), 0) };
+        let Some(raw) = NonNull::new(raw) else {
+            return Err(Error::new("out of memory"));
+        };
+        let connection = Self {
+            raw,
+            connecting: true,
+            // "If PQconnectPoll has not been called yet, act as if it had said writing" (the manual).
+            interest: Interest::Write,
+        };
+        if connection.is_bad() {
+            return Err(connection.error());
+        }
+        // SAFETY: `raw` is a live connection; the receiver is a function that lives for ever and takes
+        // no context.
+        unsafe {
+            pq_sys::PQsetNoticeReceiver(raw.as_ptr(), Some(ignore_notice), ptr::null_mut());
+            // Only so does the SQLSTATE of a refused start-up appear, in the text of the message.
+            pq_sys::PQsetErrorVerbosity(raw.as_ptr(), PGVerbosity::PQERRORS_VERBOSE);
+        }
+        Ok(connection)
+    }
+
+    /// Carries connecting on (`PQconnectPoll`) when what it [wants](Self::wants) is there. May resolve
+    /// the next host's name, which may block.
+    ///
+    /// # Errors
+    /// No host could be connected to, or the server refused.
+    pub fn connect(&mut self) -> Result<Progress, Error> {
+        // SAFETY: `raw` is a live connection that is being connected.
+        match unsafe { pq_sys::PQconnectPoll(self.raw.as_ptr()) } {
+            PostgresPollingStatusType::PGRES_POLLING_OK => {
+                self.connecting = false;
+                self.interest = Interest::Read;
+                // SAFETY: as above.
+                unsafe {
+                    pq_sys::PQsetErrorVerbosity(self.raw.as_ptr(), PGVerbosity::PQERRORS_DEFAULT);
+                    pq_sys::PQsetnonblocking(self.raw.as_ptr(), 1);
+                }
+                Ok(Progress::Ready)
+            }
+            PostgresPollingStatusType::PGRES_POLLING_READING => {
+                self.interest = Interest::Read;
+                Ok(Progress::Pending)
+            }
+            PostgresPollingStatusType::PGRES_POLLING_WRITING => {
+                self.interest = Interest::Write;
+                Ok(Progress::Pending)
+            }
+            _ => Err(self.start_up_error()),
+        }
+    }
+
+    /// Which descriptor to poll, and for what; to be asked anew before each poll, for libpq may open
+    /// another socket while it connects.
+    pub fn wants(&self) -> Option<(RawFd, Interest)> {
+        // SAFETY: `raw` is a live connection.
+        let socket = unsafe { pq_sys::PQsocket(self.raw.as_ptr()) };
+        (socket >= 0).then_some((socket, self.interest))
+    }
+
+    /// Sends a query of one or more statements (`PQsendQuery`), as far as it can be sent now.
+    ///
+    /// # Errors
+    /// The connection is closed.
+    pub fn send(&mut self, sql: &CStr) -> Result<(), Error> {
+        // SAFETY: `raw` is a live connection; libpq copies the text.
+        let sent = unsafe { pq_sys::PQsendQuery(self.raw.as_ptr(), sql.as_ptr()) };
+        if sent == 0 {
+            return Err(self.error());
+        }
+        self.flush()
+    }
+
+    /// Sends what is left to send and takes in what there is to read; to be called when what it
+    /// [wants](Self::wants) is there.
+    ///
+    /// # Errors
+    /// The connection is closed.
+    pub fn advance(&mut self) -> Result<(), Error> {
+        // SAFETY: `raw` is a live connection.
+        if unsafe { pq_sys::PQconsumeInput(self.raw.as_ptr()) } == 0 {
+            return Err(self.error());
+        }
+        self.flush()
+    }
+
+    fn flush(&mut self) -> Result<(), Error> {
+        // SAFETY: `raw` is a live connection.
+        match unsafe { pq_sys::PQflush(self.raw.as_ptr()) } {
+            0 => self.interest = Interest::Read,
+            1 => self.interest = Interest::Write,
+            _ => return Err(self.error()),
+        }
+        Ok(())
+    }
+
+    /// Whether [`next_outcome`](Self::next_outcome) would have to wait for the server (`PQisBusy`).
+    pub fn is_busy(&self) -> bool {
+        // SAFETY: `raw` is a live connection.
+        unsafe { pq_sys::PQisBusy(self.raw.as_ptr()) == 1 }
+    }
+
+    /// The next statement's outcome (`PQgetResult`), `None` after the last. Only when not
+    /// [busy](Self::is_busy): else it would block.
+    pub fn next_outcome(&mut self) -> Option<Outcome> {
+        // SAFETY: `raw` is a live connection.
+        let raw = NonNull::new(unsafe { pq_sys::PQgetResult(self.raw.as_ptr()) })?;
+        let result = QueryResult(raw);
+        Some(match result.status() {
+            ExecStatusType::PGRES_TUPLES_OK => Outcome::Done(result.first_row()),
+            ExecStatusType::PGRES_COMMAND_OK | ExecStatusType::PGRES_EMPTY_QUERY => {
+                Outcome::Done(Vec::new())
+            }
+            _ => Outcome::Failed(result.error()),
+        })
+    }
+
+    /// Whether libpq knows the connection to be closed.
+    pub fn is_bad(&self) -> bool {
+        // SAFETY: `raw` is a live connection.
+        let status = unsafe { pq_sys::PQstatus(self.raw.as_ptr()) };
+        status == ConnStatusType::CONNECTION_BAD
+    }
+
+    /// The process id of the backend, as it was told at start-up; behind a pooler it is made up.
+    pub fn backend_pid(&self) -> i32 {
+        // SAFETY: `raw` is a live connection.
+        unsafe { pq_sys::PQbackendPID(self.raw.as_ptr()) }
+    }
+
+    /// The server's version, as in 150018 for 15.18; 0 while not connected.
+    pub fn server_version(&self) -> i32 {
+        // SAFETY: `raw` is a live connection.
+        unsafe { pq_sys::PQserverVersion(self.raw.as_ptr()) }
+    }
+
+    /// A setting that the server reports by itself (`PQparameterStatus`).
+    pub fn reported(&self, name: &CStr) -> Option<String> {
+        // SAFETY: `raw` is a live connection; what comes back is null or a string that lives until the
+        // next call, and is copied here.
+        unsafe { text(pq_sys::PQparameterStatus(self.raw.as_ptr(), name.as_ptr())) }
+    }
+
+    /// What is needed to cancel the running query from elsewhere (`PQgetCancel`).
+    pub fn canceller(&self) -> Option<Canceller> {
+        // SAFETY: `raw` is a live connection.
+        NonNull::new(unsafe { pq_sys::PQgetCancel(self.raw.as_ptr()) }).map(Canceller)
+    }
+
+    /// The last error, with libpq's newline trimmed.
+    fn error(&self) -> Error {
+        // SAFETY: `raw` is a live connection; the message is copied.
+        let message = unsafe { text(pq_sys::PQerrorMessage(self.raw.as_ptr())) };
+        Error::new(message.unwrap_or_default().trim())
+    }
+
+    /// The error of a refused start-up. At the verbosity that start-up needs a line reads
+    /// `FATAL:  53300: sorry, too many clients already`, and lines of detail follow: take the state out,
+    /// and the lines of detail that speak of the server's source off.
+    fn start_up_error(&self) -> Error {
+        let raw = self.error().message;
+        let mut sqlstate = None;
+        let mut lines = Vec::new();
+        for line in raw.lines() {
+            if line.starts_with("LOCATION:") {
+                continue;
+            }
+            match split_state(line) {
+                Some((before, state, after)) => {
+                    sqlstate = Some(state.to_owned());
+                    lines.push(format!("{before}{after}"));
+                }
+                None => lines.push(line.trim().to_owned()),
+            }
+        }
+        Error {
+            sqlstate,
+            message: lines.join("; "),
+        }
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        // SAFETY: `raw` is live, and nobody uses it after this.
+        unsafe { pq_sys::PQfinish(self.raw.as_ptr()) }
+    }
+}
+
+/// Splits `... FATAL:  53300: text` into what stands before the state, the state, and the text.
+fn split_state(line: &str) -> Option<(&str, &str, &str)> {
+    let at = line.find(":  ")? + 3;
+    let (state, after) = line[at..].split_once(": ")?;
+    let is_state = state.len() == 5
+        && state
+            .bytes()
+            .all(|byte| byte.is_ascii_digit() || byte.is_ascii_uppercase());
+    is_state.then_some((&line[..at], state, after))
+}
+
+/// A right to cancel, usable from another process: it talks to the server by itself.
+pub struct Canceller(NonNull<PGcancel>);
+
+impl Canceller {
+    /// Asks the server to cancel what the connection runs (`PQcancel`). Blocks until the server has
+    /// taken the request, or cannot be reached.
+    pub fn cancel(&self) {
+        let mut message = [0 as c_char; 256];
+        // SAFETY: the handle is live, and the buffer is as long as the call is told.
+        unsafe {
+            pq_sys::PQcancel(
+                self.0.as_ptr(),
+                message.as_mut_ptr(),
+                message.len() as c_int,
+            );
+        }
+    }
+}
+
+impl Drop for Canceller {
+    fn drop(&mut self) {
+        // SAFETY: the handle is live, and nobody uses it after this.
+        unsafe { pq_sys::PQfreeCancel(self.0.as_ptr()) }
+    }
+}
+
+/// Takes a connection string or URI apart (`PQconninfoParse`): keyword and value, as given.
+///
+/// # Errors
+/// libpq's message. It may quote any part of the string, the password too.
+pub fn parse(string: &CStr) -> Result<Vec<(String, String)>, Error> {
+    let mut message: *mut c_char = ptr::null_mut();
+    // SAFETY: `string` is null-terminated; the list and the message are ours to free.
+    let options = unsafe { Options::new(pq_sys::PQconninfoParse(string.as_ptr(), &mut message)) };
+    // SAFETY: libpq sets the message to null or to a string of its own making.
+    let said = unsafe { text(message) };
+    if !message.is_null() {
+        // SAFETY: libpq allocated it, and it was copied above.
+        unsafe { pq_sys::PQfreemem(message.cast::<c_void>()) };
+    }
+    match options {
+        Some(options) => Ok(options.given()),
+        None => Err(Error::new(said.unwrap_or_default().trim())),
+    }
+}
+
+/// The settings of libpq's own sources for one that states none (`PQconndefaults`).
+pub fn defaults() -> Vec<(String, String)> {
+    // SAFETY: the list is ours, and `Options` frees it.
+    let options = unsafe { Options::new(pq_sys::PQconndefaults()) };
+    options.map_or_else(Vec::new, |options| options.given())
+}
+
+/// libpq's own version, as in `15.18`.
+pub fn version() -> String {
+    // SAFETY: the call takes nothing and returns a number.
+    let version = unsafe { pq_sys::PQlibVersion() };
+    format!("{}.{}", version / 10_000, version % 10_000)
+}
+
+/// A list of settings that libpq made.
+struct Options(NonNull<PQconninfoOption>);
+
+impl Options {
+    /// Takes charge of a list.
+    ///
+    /// # Safety
+    /// `raw` is null or a list that libpq made and that nobody else frees.
+    unsafe fn new(raw: *mut PQconninfoOption) -> Option<Self> {
+        NonNull::new(raw).map(Self)
+    }
+
+    /// The entries that have a value.
+    fn given(&self) -> Vec<(String, String)> {
+        let mut given = Vec::new();
+        let mut option = self.0.as_ptr();
+        loop {
+            // SAFETY: the list ends with an entry without a keyword, and `option` has not passed it.
+            let PQconninfoOption { keyword, val, .. } = unsafe { *option };
+            // SAFETY: both are null or strings of the list's.
+            let (keyword, value) = unsafe { (text(keyword), text(val)) };
+            let Some(keyword) = keyword else {
+                return given;
+            };
+            if let Some(value) = value {
+                given.push((keyword, value));
+            }
+            // SAFETY: this entry had a keyword, so another follows it.
+            option = unsafe { option.add(1) };
+        }
+    }
+}
+
+impl Drop for Options {
+    fn drop(&mut self) {
+        // SAFETY: the list is live, and nobody uses it after this.
+        unsafe { pq_sys::PQconninfoFree(self.0.as_ptr()) }
+    }
+}
+
+/// The result of one statement.
+struct QueryResult(NonNull<PGresult>);
+
+impl QueryResult {
+    fn status(&self) -> ExecStatusType {
+        // SAFETY: the result is live.
+        unsafe { pq_sys::PQresultStatus(self.0.as_ptr()) }
+    }
+
+    fn first_row(&self) -> Vec<Option<String>> {
+        let raw = self.0.as_ptr();
+        // SAFETY: the result is live.
+        if unsafe { pq_sys::PQntuples(raw) } == 0 {
+            return Vec::new();
+        }
+        // SAFETY: the result is live.
+        let columns = unsafe { pq_sys::PQnfields(raw) };
+        (0..columns)
+            .map(|column| {
+                // SAFETY: the result is live, and row 0 and the column exist. The value is a string that
+                // lives as long as the result, and is copied here.
+                unsafe {
+                    if pq_sys::PQgetisnull(raw, 0, column) == 1 {
+                        None
+                    } else {
+                        text(pq_sys::PQgetvalue(raw, 0, column))
+                    }
+                }
+            })
+            .collect()
+    }
+
+    fn error(&self) -> Error {
+        let field = |code: u8| {
+            // SAFETY: the result is live; the field is null or a string of the result's, copied here.
+            unsafe {
+                text(pq_sys::PQresultErrorField(
+                    self.0.as_ptr(),
+                    c_int::from(code),
+                ))
+            }
+        };
+        let message = field(pq_sys::PG_DIAG_MESSAGE_PRIMARY).unwrap_or_else(|| {
+            // SAFETY: as above. libpq's own errors have no fields.
+            unsafe { text(pq_sys::PQresultErrorMessage(self.0.as_ptr())) }.unwrap_or_default()
+        });
+        Error {
+            sqlstate: field(pq_sys::PG_DIAG_SQLSTATE),
+            message: message.trim().to_owned(),
+        }
+    }
+}
+
+impl Drop for QueryResult {
+    fn drop(&mut self) {
+        // SAFETY: the result is live, and nobody uses it after this.
+        unsafe { pq_sys::PQclear(self.0.as_ptr()) }
+    }
+}
+
+/// Copies a C string; what is not UTF-8 in it is replaced.
+///
+/// # Safety
+/// `raw` is null or points at a null-terminated string.
+unsafe fn text(raw: *const c_char) -> Option<String> {
+    if raw.is_null() {
+        return None;
+    }
+    // SAFETY: not null, so null-terminated by this function's own condition.
+    let string = unsafe { CStr::from_ptr(raw) };
+    Some(string.to_string_lossy().into_owned())
+}
+
+/// Without a receiver of ours libpq prints notices on standard error, which is the command's.
+unsafe extern "C" fn ignore_notice(_context: *mut c_void, _notice: *const PGresult) {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_state_of_a_refused_start_up_is_taken_out_of_its_line() {
+        let line =
+            "connection to server at \"localhost\" (::1), port 5432 failed: FATAL:  53300: sorry";
+        let (before, state, after) = split_state(line).unwrap();
+        assert!(before.ends_with("failed: FATAL:  "));
+        assert_eq!((state, after), ("53300", "sorry"));
+        assert_eq!(split_state("FATAL:  password failed: no"), None);
+        assert_eq!(split_state("no state"), None);
+    }
+
+    #[test]
+    fn connection_strings_are_taken_apart() {
+        let given = parse(c"postgresql://me:p%40ss@there:7/db").unwrap();
+        let get = |keyword: &str| {
+            let found = given.iter().find(|(k, _)| k == keyword);
+            found.map(|(_, value)| value.as_str())
+        };
+        assert_eq!(get("password"), Some("p@ss"));
+        assert_eq!(get("port"), Some("7"));
+        assert_eq!(get("sslmode"), None);
+        assert!(parse(c"host=a nonsense").is_err());
+    }
+}

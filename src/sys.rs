@@ -1,0 +1,743 @@
+//! A thin safe wrapper over libc, and the only place besides `pq.rs` that is `unsafe`. A function for a
+//! call or for a sequence of calls that only makes sense whole, no policy. pglock is one thread.
+#![allow(unsafe_code)]
+
+use std::ffi::{CStr, CString, OsString, c_char, c_int};
+use std::fmt;
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStringExt;
+use std::ptr;
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+/// The descriptor of standard output.
+pub const STDOUT: RawFd = libc::STDOUT_FILENO;
+/// The descriptor of standard error.
+pub const STDERR: RawFd = libc::STDERR_FILENO;
+
+/// Turns the -1 of a failed call into the error that `errno` names.
+fn check(result: c_int) -> io::Result<c_int> {
+    if result == -1 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result)
+    }
+}
+
+// Start and end of the process
+
+/// Makes `$run`, a `fn(Vec<OsString>) -> u8`, the program's C `main`.
+///
+/// Rust's own start-up would ignore SIGPIPE and open the standard descriptors that it finds closed, and
+/// so hide from pglock how the command is to find them.
+#[macro_export]
+macro_rules! c_main {
+    ($run:path) => {
+        /// The entry point that the C library calls.
+        // SAFETY: the name is reserved for the program's entry point, and this is it.
+        #[allow(unsafe_code)]
+        #[cfg(not(test))]
+        #[unsafe(no_mangle)]
+        unsafe extern "C" fn main(
+            count: std::ffi::c_int,
+            words: *const *const std::ffi::c_char,
+        ) -> std::ffi::c_int {
+            // SAFETY: these are the two values that the C library passes to `main`.
+            let arguments = unsafe { $crate::sys::arguments(count, words) };
+            $crate::sys::exit($run(arguments))
+        }
+    };
+}
+
+/// The arguments of `main`, without the name of the program.
+///
+/// # Safety
+/// `count` and `words` are those that the C library passed to `main`.
+pub unsafe fn arguments(count: c_int, words: *const *const c_char) -> Vec<OsString> {
+    (1..usize::try_from(count).unwrap_or(0))
+        .map(|index| {
+            // SAFETY: C passes `count` pointers to null-terminated strings that live as long as the
+            // process.
+            let word = unsafe { CStr::from_ptr(*words.add(index)) };
+            OsString::from_vec(word.to_bytes().to_vec())
+        })
+        .collect()
+}
+
+/// Ends the process at once. What libraries would do at an orderly exit serves nobody here and takes time.
+pub fn exit(status: u8) -> ! {
+    // SAFETY: the call does not return, and nothing that it leaves undone is needed.
+    unsafe { libc::_exit(c_int::from(status)) }
+}
+
+/// Opens the standard descriptors that are closed, so that no descriptor of pglock's own takes their
+/// number. They close again when the command is executed, which finds them as pglock did.
+pub fn occupy_standard_descriptors() {
+    for descriptor in 0..=libc::STDERR_FILENO {
+        // SAFETY: the calls take numbers and a string that lives for ever. `open` takes the lowest free
+        // descriptor, which is this one, since those below it are open.
+        unsafe {
+            if libc::fcntl(descriptor, libc::F_GETFD) == -1 {
+                libc::open(c"/dev/null".as_ptr(), libc::O_RDWR | libc::O_CLOEXEC);
+            }
+        }
+    }
+}
+
+// Time
+
+/// Time since the machine started, time that it was suspended included where the system can tell.
+pub fn now() -> Duration {
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    const CLOCK: libc::clockid_t = libc::CLOCK_BOOTTIME;
+    #[cfg(not(any(target_os = "linux", target_os = "android")))]
+    const CLOCK: libc::clockid_t = libc::CLOCK_MONOTONIC;
+    let mut time = MaybeUninit::<libc::timespec>::zeroed();
+    // SAFETY: the call fills the structure, for which all zeros are a value too.
+    let time = unsafe {
+        libc::clock_gettime(CLOCK, time.as_mut_ptr());
+        time.assume_init()
+    };
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
+/// Seconds since 1970.
+pub fn wall_clock() -> i64 {
+    // SAFETY: a null pointer tells the call to only return the time.
+    unsafe { libc::time(ptr::null_mut()) }
+}
+
+/// A time in seconds since 1970 as local time, `2018/09/05 11:17:39`.
+pub fn local_time(time: i64) -> String {
+    let mut parts = MaybeUninit::<libc::tm>::zeroed();
+    // SAFETY: the call reads `time` and fills the structure, for which all zeros are a value too (its
+    // pointer may be null).
+    let parts = unsafe {
+        libc::localtime_r(&time, parts.as_mut_ptr());
+        parts.assume_init()
+    };
+    format!(
+        "{:04}/{:02}/{:02} {:02}:{:02}:{:02}",
+        parts.tm_year + 1900,
+        parts.tm_mon + 1,
+        parts.tm_mday,
+        parts.tm_hour,
+        parts.tm_min,
+        parts.tm_sec
+    )
+}
+
+// Environment
+
+/// The environment as the process has it: `NAME=value`, and whatever else stands there.
+pub fn environment() -> Vec<CString> {
+    let mut entries = Vec::new();
+    // SAFETY: `environ` is null or an array of strings that ends with a null pointer. Nobody changes it
+    // meanwhile: there is one thread.
+    unsafe {
+        let mut entry = environ;
+        while !entry.is_null() && !(*entry).is_null() {
+            entries.push(CStr::from_ptr(*entry).to_owned());
+            entry = entry.add(1);
+        }
+    }
+    entries
+}
+
+/// Sets a variable of pglock's own environment, unless it has a value.
+pub fn set_default_variable(name: &CStr, value: &CStr) {
+    // SAFETY: both strings are null-terminated and copied. There is one thread, so nobody reads the
+    // environment meanwhile.
+    unsafe {
+        let current = libc::getenv(name.as_ptr());
+        if current.is_null() || *current == 0 {
+            libc::setenv(name.as_ptr(), value.as_ptr(), 1);
+        }
+    }
+}
+
+/// Removes a variable from pglock's own environment.
+pub fn remove_variable(name: &CStr) {
+    // SAFETY: as in `set_default_variable`.
+    unsafe {
+        libc::unsetenv(name.as_ptr());
+    }
+}
+
+unsafe extern "C" {
+    static mut environ: *const *const c_char;
+}
+
+// Descriptors
+
+/// A pipe whose ends close when a command is executed, and never block: where to read, where to write.
+///
+/// # Errors
+/// No descriptor is free.
+pub fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
+    let mut ends = [-1; 2];
+    // SAFETY: the call fills the array of two.
+    check(unsafe { libc::pipe(ends.as_mut_ptr()) })?;
+    // SAFETY: the call has opened both, and nobody else owns them.
+    let ends = ends.map(|end| unsafe { OwnedFd::from_raw_fd(end) });
+    for end in &ends {
+        // SAFETY: the calls set flags of a descriptor that is open.
+        unsafe {
+            check(libc::fcntl(
+                end.as_raw_fd(),
+                libc::F_SETFD,
+                libc::FD_CLOEXEC,
+            ))?;
+            check(libc::fcntl(
+                end.as_raw_fd(),
+                libc::F_SETFL,
+                libc::O_NONBLOCK,
+            ))?;
+        }
+    }
+    let [read, write] = ends;
+    Ok((read, write))
+}
+
+/// Reads what is there now, up to the size of the buffer; nothing where nothing is.
+fn read(descriptor: RawFd, buffer: &mut [u8]) -> usize {
+    // SAFETY: the buffer is as long as the call is told.
+    let count = unsafe { libc::read(descriptor, buffer.as_mut_ptr().cast(), buffer.len()) };
+    usize::try_from(count).unwrap_or(0)
+}
+
+/// Writes all of it, or as much as can be written; errors are not worth a word where this is used.
+pub fn write_all(descriptor: RawFd, mut bytes: &[u8]) {
+    while !bytes.is_empty() {
+        // SAFETY: the bytes are as many as the call is told.
+        let count = unsafe { libc::write(descriptor, bytes.as_ptr().cast(), bytes.len()) };
+        match usize::try_from(count) {
+            Ok(count) => bytes = &bytes[count..],
+            Err(_) if io::Error::last_os_error().kind() == io::ErrorKind::Interrupted => {}
+            Err(_) => return,
+        }
+    }
+}
+
+/// Whether a write of a line would not block.
+pub fn is_writable_now(descriptor: RawFd) -> bool {
+    let mut waits = [Wait::write(descriptor)];
+    poll(&mut waits, Some(Duration::ZERO)).is_ok() && waits[0].ready
+}
+
+/// One descriptor to wait for.
+pub struct Wait {
+    descriptor: RawFd,
+    events: i16,
+    /// Set by [`poll`]: what is waited for is there, or the descriptor has failed, which a read or a
+    /// write will tell.
+    pub ready: bool,
+}
+
+impl Wait {
+    /// For something to read.
+    pub fn read(descriptor: RawFd) -> Self {
+        Self {
+            descriptor,
+            events: libc::POLLIN,
+            ready: false,
+        }
+    }
+
+    /// For room to write.
+    pub fn write(descriptor: RawFd) -> Self {
+        Self {
+            descriptor,
+            events: libc::POLLOUT,
+            ready: false,
+        }
+    }
+
+    /// For room to write or something to read.
+    pub fn both(descriptor: RawFd) -> Self {
+        Self {
+            descriptor,
+            events: libc::POLLIN | libc::POLLOUT,
+            ready: false,
+        }
+    }
+}
+
+/// Waits until one of the descriptors is ready, or the timeout is over; `None` waits for ever. Also
+/// returns when a signal was handled.
+///
+/// # Errors
+/// The kernel is out of memory.
+pub fn poll(waits: &mut [Wait], timeout: Option<Duration>) -> io::Result<()> {
+    let mut polled: Vec<libc::pollfd> = waits
+        .iter()
+        .map(|wait| libc::pollfd {
+            fd: wait.descriptor,
+            events: wait.events,
+            revents: 0,
+        })
+        .collect();
+    // Rounded up: rounded down, the last millisecond would be a busy wait.
+    let timeout = timeout.map_or(-1, |timeout| {
+        c_int::try_from(timeout.as_nanos().div_ceil(1_000_000)).unwrap_or(c_int::MAX)
+    });
+    // SAFETY: the array is as long as the call is told.
+    let result = unsafe { libc::poll(polled.as_mut_ptr(), polled.len() as libc::nfds_t, timeout) };
+    match check(result) {
+        Ok(_) => {}
+        Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(()),
+        Err(error) => return Err(error),
+    }
+    for (wait, polled) in waits.iter_mut().zip(&polled) {
+        wait.ready = polled.revents != 0;
+    }
+    Ok(())
+}
+
+// Signals
+
+/// The number of a signal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Signal(c_int);
+
+#[allow(missing_docs)] // POSIX says what they are
+impl Signal {
+    pub const CHLD: Self = Self(libc::SIGCHLD);
+    pub const CONT: Self = Self(libc::SIGCONT);
+    pub const HUP: Self = Self(libc::SIGHUP);
+    pub const TERM: Self = Self(libc::SIGTERM);
+    pub const TSTP: Self = Self(libc::SIGTSTP);
+    const STOP: Self = Self(libc::SIGSTOP);
+
+    /// What a shell reports for a process that this signal ended: 128+N.
+    pub fn exit_status(self) -> u8 {
+        u8::try_from(128 + self.0).unwrap_or(u8::MAX)
+    }
+
+    /// Whether a process that does nothing about it lives on.
+    pub fn is_harmless(self) -> bool {
+        [
+            libc::SIGCHLD,
+            libc::SIGCONT,
+            libc::SIGURG,
+            libc::SIGWINCH,
+            libc::SIGTSTP,
+        ]
+        .contains(&self.0)
+    }
+}
+
+impl fmt::Display for Signal {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let name = match self.0 {
+            libc::SIGALRM => "SIGALRM",
+            libc::SIGCONT => "SIGCONT",
+            libc::SIGHUP => "SIGHUP",
+            libc::SIGINT => "SIGINT",
+            libc::SIGKILL => "SIGKILL",
+            libc::SIGQUIT => "SIGQUIT",
+            libc::SIGTERM => "SIGTERM",
+            libc::SIGTSTP => "SIGTSTP",
+            libc::SIGUSR1 => "SIGUSR1",
+            libc::SIGUSR2 => "SIGUSR2",
+            number => return write!(f, "signal {number}"),
+        };
+        f.write_str(name)
+    }
+}
+
+/// The signals that pglock catches: those that it passes on to the command, and SIGCHLD. Not among
+/// them are those that no program can catch, that tell of a fault of the program itself, that speak of
+/// its own use of a terminal or of its limits.
+fn caught() -> impl Iterator<Item = c_int> {
+    let kept = [
+        libc::SIGKILL,
+        libc::SIGSTOP,
+        libc::SIGILL,
+        libc::SIGTRAP,
+        libc::SIGABRT,
+        libc::SIGBUS,
+        libc::SIGFPE,
+        libc::SIGSEGV,
+        libc::SIGSYS,
+        libc::SIGPIPE,
+        libc::SIGTTIN,
+        libc::SIGTTOU,
+        libc::SIGXCPU,
+        libc::SIGXFSZ,
+    ];
+    every_signal().filter(move |signal| !kept.contains(signal))
+}
+
+#[cfg(target_os = "linux")]
+fn every_signal() -> impl Iterator<Item = c_int> {
+    // The two or three between the standard and the real-time signals are the C library's own.
+    (1..32).chain(libc::SIGRTMIN()..=libc::SIGRTMAX())
+}
+
+#[cfg(not(target_os = "linux"))]
+fn every_signal() -> impl Iterator<Item = c_int> {
+    1..32
+}
+
+/// Where the handler writes the numbers of the signals that arrive.
+static SIGNAL_PIPE: AtomicI32 = AtomicI32::new(-1);
+/// Whether a call is running that a signal has to end together with pglock.
+static BLOCKING: AtomicBool = AtomicBool::new(false);
+/// When that call has to be over, in nanoseconds of [`now`]'s clock.
+static BLOCKING_UNTIL: AtomicU64 = AtomicU64::new(u64::MAX);
+/// What to write when it is not over then, and how many bytes of it.
+static BLOCKING_LINE: AtomicPtr<u8> = AtomicPtr::new(ptr::null_mut());
+static BLOCKING_LINE_LENGTH: AtomicUsize = AtomicUsize::new(0);
+/// The exit status when it is not over then.
+static BLOCKING_STATUS: AtomicI32 = AtomicI32::new(0);
+
+/// Notes that a signal has arrived. Does only what POSIX allows a handler to do.
+extern "C" fn handle(signal: c_int) {
+    // SAFETY: errno is the thread's own; what follows may change it under the code that it interrupts.
+    let saved = unsafe { *errno() };
+    if BLOCKING.load(Ordering::Relaxed) {
+        let late = now().as_nanos() as u64 >= BLOCKING_UNTIL.load(Ordering::Relaxed);
+        if signal == libc::SIGALRM && late {
+            // SAFETY: while `BLOCKING` is set these two describe a string that is alive, see
+            // `Signals::while_blocking`; `write` and `_exit` are safe in a handler.
+            unsafe {
+                libc::write(
+                    STDERR,
+                    BLOCKING_LINE.load(Ordering::Relaxed).cast(),
+                    BLOCKING_LINE_LENGTH.load(Ordering::Relaxed),
+                );
+                libc::_exit(BLOCKING_STATUS.load(Ordering::Relaxed));
+            }
+        }
+        if !Signal(signal).is_harmless() {
+            exit(Signal(signal).exit_status());
+        }
+    }
+    let number = signal as u8;
+    // SAFETY: `write` is safe in a handler. The pipe never blocks: where it is full, signals enough are
+    // waiting to be seen.
+    unsafe {
+        libc::write(
+            SIGNAL_PIPE.load(Ordering::Relaxed),
+            ptr::from_ref(&number).cast(),
+            1,
+        );
+        *errno() = saved;
+    }
+}
+
+#[cfg(target_os = "linux")]
+use libc::__errno_location as errno;
+#[cfg(target_os = "macos")]
+use libc::__error as errno;
+
+/// The signals that arrive, and what pglock was started with, for the command to find it so.
+pub struct Signals {
+    pipe: OwnedFd,
+    mask: libc::sigset_t,
+    dispositions: Vec<(c_int, libc::sigaction)>,
+}
+
+impl Signals {
+    /// Catches the signals that concern the command. One that is ignored stays ignored: so `nohup`
+    /// wants it.
+    ///
+    /// # Errors
+    /// No descriptor is free for the pipe that they are noted in.
+    pub fn catch() -> io::Result<Self> {
+        let (pipe, write_end) = pipe()?;
+        SIGNAL_PIPE.store(write_end.as_raw_fd(), Ordering::Relaxed);
+        // The handler needs it for as long as the process lives.
+        std::mem::forget(write_end);
+
+        let mut mask = MaybeUninit::<libc::sigset_t>::zeroed();
+        let mut own = MaybeUninit::<libc::sigset_t>::zeroed();
+        // SAFETY: the calls fill the sets before they are read; a null set asks for the mask as it is.
+        let mask = unsafe {
+            libc::sigprocmask(libc::SIG_BLOCK, ptr::null(), mask.as_mut_ptr());
+            libc::sigemptyset(own.as_mut_ptr());
+            libc::sigaddset(own.as_mut_ptr(), libc::SIGCHLD);
+            libc::sigaddset(own.as_mut_ptr(), libc::SIGALRM);
+            libc::sigprocmask(libc::SIG_UNBLOCK, own.as_ptr(), ptr::null_mut());
+            mask.assume_init()
+        };
+        let mut signals = Self {
+            pipe,
+            mask,
+            dispositions: Vec::new(),
+        };
+        for signal in caught() {
+            signals.dispose(signal, handle as *const () as libc::sighandler_t);
+        }
+        // A log line to a closed pipe must not end pglock, nor one to a terminal stop it.
+        signals.dispose(libc::SIGPIPE, libc::SIG_IGN);
+        signals.dispose(libc::SIGTTOU, libc::SIG_IGN);
+        Ok(signals)
+    }
+
+    /// Sets what to do about a signal, and remembers what was done before.
+    fn dispose(&mut self, signal: c_int, handler: libc::sighandler_t) {
+        // SAFETY: `sigaction` reads one structure and fills the other; all zeros are a value of it. The
+        // handler is `handle`, which does only what a handler may, or one of the constants.
+        unsafe {
+            let mut before = MaybeUninit::<libc::sigaction>::zeroed().assume_init();
+            if libc::sigaction(signal, ptr::null(), &mut before) == -1 {
+                return;
+            }
+            // Nothing but SIGCHLD, without which no command can be waited for, is taken from a caller
+            // who wants it ignored.
+            if before.sa_sigaction == libc::SIG_IGN && signal != libc::SIGCHLD {
+                return;
+            }
+            let mut action = MaybeUninit::<libc::sigaction>::zeroed().assume_init();
+            action.sa_sigaction = handler;
+            action.sa_flags = libc::SA_RESTART;
+            libc::sigfillset(&mut action.sa_mask);
+            libc::sigaction(signal, &action, ptr::null_mut());
+            self.dispositions.push((signal, before));
+        }
+    }
+
+    /// The descriptor that can be read when signals have arrived.
+    pub fn descriptor(&self) -> RawFd {
+        self.pipe.as_raw_fd()
+    }
+
+    /// The signals that have arrived since the last call, oldest first.
+    pub fn take(&self) -> Vec<Signal> {
+        let mut buffer = [0; 256];
+        let count = read(self.descriptor(), &mut buffer);
+        buffer[..count]
+            .iter()
+            .map(|&number| Signal(number.into()))
+            .collect()
+    }
+
+    /// Runs a call that may block, a look-up of a host name say. A signal that would end pglock does so
+    /// at once, and so does the deadline, with this line on standard error and this exit status. Only
+    /// for when nothing is held that would have to be released.
+    pub fn while_blocking<T>(
+        &self,
+        deadline: Option<Duration>,
+        line: &str,
+        status: u8,
+        call: impl FnOnce() -> T,
+    ) -> T {
+        BLOCKING_LINE.store(line.as_ptr().cast_mut(), Ordering::Relaxed);
+        BLOCKING_LINE_LENGTH.store(line.len(), Ordering::Relaxed);
+        BLOCKING_STATUS.store(status.into(), Ordering::Relaxed);
+        let until = deadline.map_or(u64::MAX, |deadline| deadline.as_nanos() as u64);
+        BLOCKING_UNTIL.store(until, Ordering::Relaxed);
+        BLOCKING.store(true, Ordering::Relaxed);
+        if let Some(deadline) = deadline {
+            // A millisecond late, so that the clock is past the deadline when the signal comes.
+            set_alarm(deadline.saturating_sub(now()) + Duration::from_millis(1));
+        }
+        // One that came before the flag was set waits in the pipe, and nobody would look there.
+        if let Some(signal) = self.take().iter().find(|signal| !signal.is_harmless()) {
+            exit(signal.exit_status());
+        }
+        let result = call();
+        if deadline.is_some() {
+            set_alarm(Duration::ZERO);
+        }
+        BLOCKING.store(false, Ordering::Relaxed);
+        result
+    }
+}
+
+/// Has SIGALRM sent after this time; zero takes it back.
+fn set_alarm(after: Duration) {
+    let timer = libc::itimerval {
+        it_interval: libc::timeval {
+            tv_sec: 0,
+            tv_usec: 0,
+        },
+        it_value: libc::timeval {
+            tv_sec: after.as_secs() as libc::time_t,
+            tv_usec: after.subsec_micros() as libc::suseconds_t,
+        },
+    };
+    // SAFETY: the call reads the structure.
+    unsafe {
+        libc::setitimer(libc::ITIMER_REAL, &timer, ptr::null_mut());
+    }
+}
+
+/// Stops pglock itself, as SIGTSTP would have if it were not caught.
+pub fn stop_self() {
+    // SAFETY: the calls take numbers only.
+    unsafe {
+        libc::kill(libc::getpid(), Signal::STOP.0);
+    }
+}
+
+// Processes
+
+/// The number of a process, or of the process group that it leads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pid(libc::pid_t);
+
+impl fmt::Display for Pid {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Sends a signal to every process of a group.
+///
+/// # Errors
+/// There is no such group any more, or none of its processes may be signalled.
+pub fn signal_group(leader: Pid, signal: Signal) -> io::Result<()> {
+    // SAFETY: the call takes numbers only.
+    check(unsafe { libc::kill(-leader.0, signal.0) }).map(drop)
+}
+
+/// What became of a child.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// It ended by itself, with this status.
+    Exited(u8),
+    /// A signal ended it.
+    Killed(Signal),
+    /// A signal stopped it.
+    Stopped(Signal),
+}
+
+/// A child whose state has changed, `None` where none has.
+pub fn reap() -> Option<(Pid, Change)> {
+    let mut status = 0;
+    // SAFETY: the call fills the number.
+    let pid = unsafe { libc::waitpid(-1, &mut status, libc::WNOHANG | libc::WUNTRACED) };
+    if pid <= 0 {
+        return None;
+    }
+    let change = if libc::WIFSTOPPED(status) {
+        Change::Stopped(Signal(libc::WSTOPSIG(status)))
+    } else if libc::WIFSIGNALED(status) {
+        Change::Killed(Signal(libc::WTERMSIG(status)))
+    } else {
+        Change::Exited(libc::WEXITSTATUS(status) as u8)
+    };
+    Some((Pid(pid), change))
+}
+
+/// A program to execute.
+pub struct Program {
+    /// Its name or path, and its arguments; not empty.
+    pub words: Vec<CString>,
+    /// Its environment.
+    pub environment: Vec<CString>,
+}
+
+/// A child that executes a program, or has tried to.
+pub struct Child {
+    /// Its process id, and that of its process group.
+    pub pid: Pid,
+    exec_error: OwnedFd,
+}
+
+impl Child {
+    /// Why the program could not be executed, once the child has ended; `None` if it was.
+    pub fn exec_error(&self) -> Option<io::Error> {
+        let mut errno = [0; size_of::<i32>()];
+        let count = read(self.exec_error.as_raw_fd(), &mut errno);
+        (count == errno.len()).then(|| io::Error::from_raw_os_error(i32::from_ne_bytes(errno)))
+    }
+}
+
+/// Starts a program in a process group of its own, with the signal mask and the dispositions that
+/// pglock was started with.
+///
+/// # Errors
+/// The system has no process or descriptor left.
+pub fn spawn(program: &Program, signals: &Signals) -> io::Result<Child> {
+    let pointers = |strings: &[CString]| -> Vec<*const c_char> {
+        let pointers = strings.iter().map(|string| string.as_ptr());
+        pointers.chain([ptr::null()]).collect()
+    };
+    let words = pointers(&program.words);
+    let environment = pointers(&program.environment);
+    let (exec_error, write_end) = pipe()?;
+
+    // No signal may reach the child before its dispositions are those of the command: the handler would
+    // note it in the pipe, which is the parent's too.
+    let mut all = MaybeUninit::<libc::sigset_t>::zeroed();
+    let mut before = MaybeUninit::<libc::sigset_t>::zeroed();
+    // SAFETY: the calls fill the sets before they are read.
+    unsafe {
+        libc::sigfillset(all.as_mut_ptr());
+        libc::sigprocmask(libc::SIG_SETMASK, all.as_ptr(), before.as_mut_ptr());
+    }
+    // SAFETY: there is one thread, so the child finds nothing half done; it makes plain system calls only,
+    // and ends in `exec` or `_exit`, so that nothing of the parent's is dropped twice.
+    let result = check(unsafe { libc::fork() });
+    if let Ok(0) = result {
+        // SAFETY: all pointers are into vectors that live in this frame, and the arrays end with a null
+        // pointer, as `execvp` demands.
+        unsafe {
+            libc::setpgid(0, 0);
+            for (signal, action) in &signals.dispositions {
+                libc::sigaction(*signal, action, ptr::null_mut());
+            }
+            libc::sigprocmask(libc::SIG_SETMASK, &signals.mask, ptr::null_mut());
+            environ = environment.as_ptr();
+            libc::execvp(words[0], words.as_ptr());
+            let errno = (*errno()).to_ne_bytes();
+            libc::write(write_end.as_raw_fd(), errno.as_ptr().cast(), errno.len());
+            libc::_exit(127);
+        }
+    }
+    if let Ok(pid) = result {
+        // Both sides do it, so that neither has to wait for the other; it fails here once the child has
+        // executed its program, and has then been done.
+        // SAFETY: the call takes numbers only.
+        unsafe {
+            libc::setpgid(pid, pid);
+        }
+    }
+    // SAFETY: the set was filled above.
+    unsafe {
+        libc::sigprocmask(libc::SIG_SETMASK, before.as_ptr(), ptr::null_mut());
+    }
+    Ok(Child {
+        pid: Pid(result?),
+        exec_error,
+    })
+}
+
+/// Runs a call in a child of its own, for at most this long: it may block, and a signal's handler could
+/// not end it.
+pub fn run_in_child(limit: Duration, call: impl FnOnce()) {
+    let Ok((end, write_end)) = pipe() else {
+        return;
+    };
+    // SAFETY: there is one thread, so the child finds nothing half done; it ends in `_exit`, so that nothing
+    // of the parent's is dropped twice.
+    let pid = unsafe { libc::fork() };
+    if pid == 0 {
+        call();
+        exit(0);
+    }
+    if pid == -1 {
+        return;
+    }
+    drop(write_end);
+    let deadline = now() + limit;
+    loop {
+        let left = deadline.saturating_sub(now());
+        let mut waits = [Wait::read(end.as_raw_fd())];
+        if left.is_zero() || poll(&mut waits, Some(left)).is_err() || waits[0].ready {
+            break;
+        }
+    }
+    // SAFETY: the calls take numbers and a null pointer, which asks for no status. The child has ended or
+    // is ended here, so waiting for it does not take long.
+    unsafe {
+        libc::kill(pid, libc::SIGKILL);
+        libc::waitpid(pid, ptr::null_mut(), 0);
+    }
+}
