@@ -8,22 +8,34 @@ use std::time::Duration;
 use crate::config::{Config, Wait};
 use crate::connect::Target;
 use crate::exit::Exit;
-use crate::lock::{Lock, TURN, Verdict};
+use crate::guardian::Guardian;
+use crate::lease::Terms;
+use crate::lock::{self, Caution, Lock, TURN, Verdict};
 use crate::log::{self, Log};
-use crate::pq::{Error, Interest};
+use crate::pq::{Error, Interest, Outcome};
 use crate::session::{Event, Session};
-use crate::sys::{self, Signal, Signals};
+use crate::sys::{self, Signal, Signals, Ward};
 
 /// How long to wait for a server's answer to a cancel or an unlock before leaving the rest to the close of
 /// the connection.
 const LAST_WORD: Duration = Duration::from_secs(1);
 
-/// A lock that is held, and the session that holds it.
+/// A lock that is held, and what holds it.
 pub struct Held {
     /// The session. The lock is gone when it is.
     pub session: Session,
     /// The lock.
     pub lock: Lock,
+    /// When the message was sent whose answer said that it is held.
+    pub sent: Duration,
+    /// The holder's fencing token, if there was to be one.
+    pub token: Option<u64>,
+    /// What is to be killed with pglock.
+    pub ward: Ward,
+    /// Who does it.
+    pub guardian: Guardian,
+    /// How to connect to the same server again, without a look-up that may block.
+    pub settings: Vec<(CString, CString)>,
 }
 
 /// Why there is no lock.
@@ -47,19 +59,26 @@ pub fn acquire(
     signals: &Signals,
     log: Log,
 ) -> Result<Held, Stop> {
-    let attempt = Attempt {
+    let ward = Ward::new().map_err(|error| failed(format_args!("no memory: {error}")))?;
+    let target = Target::new(&config.server).map_err(failed)?;
+    let mut attempt = Attempt {
         config,
         signals,
         log,
-        lock: Lock::new(config.lock_id),
+        lock: Lock {
+            key: config.lock_id.into(),
+            ttl: config.terms.map(Terms::ttl),
+            fence: config.fence,
+        },
         wait_until: match config.wait {
             Wait::Seconds(seconds) => Some(start + Duration::from_secs(seconds.into())),
             Wait::No | Wait::Forever => None,
         },
+        ward,
+        guardian: None,
     };
-    let target = Target::new(&config.server).map_err(failed)?;
     log.info(format_args!("Connecting to PostgreSQL at {target}."));
-    let mut session = attempt.connect(&target, start)?;
+    let (mut session, settings) = attempt.connect(&target, start)?;
     attempt.describe(&session);
     match config.wait {
         Wait::No => log.info("Trying to obtain lock."),
@@ -68,27 +87,52 @@ pub fn acquire(
         )),
         Wait::Forever => log.info("Obtaining lock without timeout.."),
     }
-    if attempt.obtain(&mut session)? {
-        Ok(Held {
-            session,
-            lock: attempt.lock,
-        })
-    } else {
-        Err(Stop::NotObtained)
-    }
+    let (sent, token) = attempt.obtain(&mut session)?;
+    let Some(guardian) = attempt.guardian else {
+        return Err(failed("no guardian"));
+    };
+    Ok(Held {
+        settings: same_server(settings, &session),
+        session,
+        lock: attempt.lock,
+        sent,
+        token,
+        ward: attempt.ward,
+        guardian,
+    })
 }
 
-/// Gives the lock up and waits for the server's word that it is free. `false` where the server did not
+/// The settings with the address that they have led to, so that no name has to be looked up again.
+fn same_server(
+    mut settings: Vec<(CString, CString)>,
+    session: &Session,
+) -> Vec<(CString, CString)> {
+    if let Some(address) = session.connection().address() {
+        settings.push((
+            c"hostaddr".into(),
+            CString::new(address).unwrap_or_default(),
+        ));
+    }
+    settings
+}
+
+/// Gives a lock up and waits for the server's word that it is free. `false` where the server did not
 /// say so: then the lock goes when the server notices that the session has.
-pub fn release(held: &mut Held, signals: &Signals) -> bool {
-    let sql = held.lock.release_sql();
-    if held.session.ask(&sql).is_err() {
+pub fn release(session: &mut Session, lock: Lock, signals: &Signals) -> bool {
+    let deadline = Some(sys::now() + LAST_WORD);
+    // What was asked before is answered first.
+    while session.is_asking() {
+        match drive(session, signals, deadline) {
+            Ok(_) | Err(Interrupt::Signal(_)) => {}
+            Err(Interrupt::Late | Interrupt::Failed(_)) => return false,
+        }
+    }
+    if session.ask(&lock.release_sql()).is_err() {
         return false;
     }
-    let deadline = Some(sys::now() + LAST_WORD);
     loop {
-        match drive(&mut held.session, signals, deadline) {
-            Ok(Event::Answered(outcomes)) => return Lock::was_released(&outcomes),
+        match drive(session, signals, deadline) {
+            Ok(Event::Answered(outcomes)) => return lock::was_released(&outcomes),
             // The end has begun already.
             Ok(Event::Connected) | Err(Interrupt::Signal(_)) => {}
             Err(Interrupt::Late | Interrupt::Failed(_)) => return false,
@@ -102,12 +146,18 @@ struct Attempt<'a> {
     log: Log,
     lock: Lock,
     wait_until: Option<Duration>,
+    ward: Ward,
+    guardian: Option<Guardian>,
 }
 
 impl Attempt<'_> {
     /// Connects to the first host that takes the connection. The time there is is shared among the hosts
     /// that are left, so that one that does not answer leaves some to the next.
-    fn connect(&self, target: &Target, start: Duration) -> Result<Session, Stop> {
+    fn connect(
+        &self,
+        target: &Target,
+        start: Duration,
+    ) -> Result<(Session, Vec<(CString, CString)>), Stop> {
         let limit = self.config.connect_timeout.map(|timeout| start + timeout);
         let deadline = limit.into_iter().chain(self.wait_until).min();
         let late = late(target, self.config);
@@ -118,7 +168,7 @@ impl Attempt<'_> {
             let share = left(deadline).map(|left| sys::now() + left / hosts_left);
             hosts_left -= 1;
             match self.connect_to_host(&settings, share, deadline, &late) {
-                Ok(session) => return Ok(session),
+                Ok(session) => return Ok((session, settings)),
                 Err(Interrupt::Signal(signal)) => return Err(Stop::Signal(signal)),
                 Err(Interrupt::Late) => errors.push(late.clone()),
                 Err(Interrupt::Failed(error)) => errors.push(error.message),
@@ -159,61 +209,142 @@ impl Attempt<'_> {
         }
     }
 
-    /// Under `--verbose`: which server and backend this is.
+    /// Under `--verbose`: which server and backend this is, and how it holds the lock.
     fn describe(&self, session: &Session) {
         let connection = session.connection();
+        let lease = match self.lock.ttl.map(|ttl| ttl.as_secs()) {
+            None => "without a lease".to_owned(),
+            Some(ttl) if lock::has_lease(connection.server_version()) => {
+                format!("with a lease of {ttl} s")
+            }
+            Some(ttl) => format!(
+                "with TCP keepalive of {ttl} s in place of a lease, which servers before 14 do not have"
+            ),
+        };
         self.log.detail(format_args!(
-            "Connected to PostgreSQL {}, backend {}; exclusive lock of the session.",
+            "Connected to PostgreSQL {}, backend {}; exclusive lock of the session, {lease}.",
             connection.reported(c"server_version").unwrap_or_default(),
             connection.backend_pid(),
         ));
     }
 
-    /// Tries once, then waits in turns if there is anything to wait for.
-    fn obtain(&self, session: &mut Session) -> Result<bool, Stop> {
-        let sql = self.lock.try_sql(session.connection());
-        let mut verdict = self.ask(session, &sql, Duration::ZERO)?;
+    /// Tries once, then waits in turns if there is anything to wait for. Returns when the message was sent
+    /// whose answer says that the lock is held, and the fencing token.
+    fn obtain(&mut self, session: &mut Session) -> Result<(Duration, Option<u64>), Stop> {
+        let try_sql =
+            |lock: Lock, session: &Session, caution| lock.try_sql(session.connection(), caution);
+        let sql = try_sql(self.lock, session, Caution::HoldOff);
+        let (mut sent, mut verdict) = self.ask(session, &sql, Duration::ZERO)?;
         loop {
             match verdict {
-                Verdict::Held => return Ok(true),
+                Verdict::Held(token) => return Ok((sent, token)),
                 Verdict::Refused(error) => return Err(failed(error)),
+                Verdict::Young => {
+                    let caution = self.hold_off(session)?;
+                    let sql = try_sql(self.lock, session, caution);
+                    (sent, verdict) = self.ask(session, &sql, Duration::ZERO)?;
+                    continue;
+                }
                 Verdict::Busy => {}
             }
             let left = match (self.config.wait, left(self.wait_until)) {
-                (Wait::No, _) | (_, Some(Duration::ZERO)) => return Ok(false),
+                (Wait::No, _) | (_, Some(Duration::ZERO)) => return Err(Stop::NotObtained),
                 (_, left) => left.unwrap_or(Duration::MAX),
             };
             let turn = left.as_millis().clamp(1, TURN.into()) as u32;
             let sql = self.lock.wait_sql(session.connection(), turn);
-            verdict = self.ask(session, &sql, Duration::from_millis(turn.into()))?;
+            let turn = Duration::from_millis(turn.into());
+            (sent, verdict) = self.ask(session, &sql, turn)?;
         }
     }
 
     /// Asks for the lock. The answer may take as long as the turn in the queue, and as connecting might.
-    fn ask(&self, session: &mut Session, sql: &CStr, turn: Duration) -> Result<Verdict, Stop> {
-        session.ask(sql).map_err(failed)?;
+    /// Returns when it was asked for, and what the server said.
+    fn ask(
+        &mut self,
+        session: &mut Session,
+        sql: &CStr,
+        turn: Duration,
+    ) -> Result<(Duration, Verdict), Stop> {
+        let sent = sys::now();
+        let outcomes = self.call(session, sql, turn)?;
+        Ok((sent, lock::verdict(&outcomes, !turn.is_zero())))
+    }
+
+    /// Sends a query that may have to do with the lock, and waits for its answer.
+    fn call(
+        &mut self,
+        session: &mut Session,
+        sql: &CStr,
+        turn: Duration,
+    ) -> Result<Vec<Outcome>, Stop> {
+        session
+            .ask(sql)
+            .map_err(|error| failed(format_args!("the lock call failed: {error}")))?;
+        if self.guardian.is_none() {
+            // Made while the server is busy, so that it costs no time.
+            let socket = session.wants().map(|(descriptor, _)| descriptor);
+            match Guardian::post(&self.ward, socket) {
+                Ok(guardian) => self.guardian = Some(guardian),
+                Err(error) => {
+                    self.withdraw(session, !turn.is_zero());
+                    return Err(failed(format_args!(
+                        "could not start the guardian: {error}"
+                    )));
+                }
+            }
+        }
         let patience = self.config.connect_timeout;
         let deadline = patience.map(|patience| sys::now() + turn + patience);
         loop {
             match drive(session, self.signals, deadline) {
-                Ok(Event::Answered(outcomes)) => {
-                    return Ok(Lock::verdict(&outcomes, !turn.is_zero()));
-                }
+                Ok(Event::Answered(outcomes)) => return Ok(outcomes),
                 Ok(Event::Connected) => {}
                 Err(Interrupt::Signal(signal)) => {
                     self.withdraw(session, !turn.is_zero());
                     return Err(Stop::Signal(signal));
                 }
                 Err(Interrupt::Late) => {
-                    return Err(Stop::Failed(format!(
-                        "no answer to the lock call within {} s",
+                    return Err(failed(format_args!(
+                        "no answer to the lock call within {} s (--connect-timeout)",
                         patience.unwrap_or_default().as_secs()
                     )));
                 }
                 Err(Interrupt::Failed(error)) => {
-                    return Err(Stop::Failed(format!("the lock call failed: {error}")));
+                    return Err(failed(format_args!("the lock call failed: {error}")));
                 }
             }
+        }
+    }
+
+    /// Waits until no earlier holder can take its lock again on a server that has lost its sessions.
+    fn hold_off(&mut self, session: &mut Session) -> Result<Caution, Stop> {
+        let outcomes = self.call(session, &self.lock.age_sql(), Duration::ZERO)?;
+        if let Some(Outcome::Failed(error)) = outcomes.last() {
+            return Err(failed(error));
+        }
+        let time = lock::hold_off(&outcomes).ok_or_else(|| {
+            failed("the server answered the question for its age with something else")
+        })?;
+        if time.is_zero() {
+            return Ok(Caution::None);
+        }
+        self.log.info(format_args!(
+            "The server was restarted and lost its locks: holding off for {:.1} s, in which an earlier holder \
+             may take its lock again.",
+            time.as_secs_f64()
+        ));
+        let until = sys::now() + time;
+        let deadline = self
+            .wait_until
+            .map_or(until, |wait_until| wait_until.min(until));
+        match drive(session, self.signals, Some(deadline)) {
+            Err(Interrupt::Late) if deadline < until => Err(Stop::NotObtained),
+            Err(Interrupt::Late) | Ok(_) => Ok(Caution::HoldOff),
+            Err(Interrupt::Signal(signal)) => Err(Stop::Signal(signal)),
+            Err(Interrupt::Failed(error)) => Err(failed(format_args!(
+                "the connection was lost while holding off: {error}"
+            ))),
         }
     }
 
@@ -227,10 +358,8 @@ impl Attempt<'_> {
             match drive(session, self.signals, deadline) {
                 Ok(Event::Answered(outcomes)) => {
                     // Granted before the cancel came.
-                    if Lock::verdict(&outcomes, waited) == Verdict::Held
-                        && session.ask(&self.lock.release_sql()).is_ok()
-                    {
-                        continue;
+                    if matches!(lock::verdict(&outcomes, waited), Verdict::Held(_)) {
+                        release(session, self.lock, self.signals);
                     }
                     return;
                 }
@@ -269,17 +398,10 @@ fn ready(
     deadline: Option<Duration>,
 ) -> Result<(), Interrupt> {
     loop {
-        let Some((descriptor, interest)) = session.wants() else {
+        let Some(wait) = wait_for(session) else {
             return Ok(());
         };
-        let mut waits = [
-            sys::Wait::read(signals.descriptor()),
-            match interest {
-                Interest::Read => sys::Wait::read(descriptor),
-                Interest::Write if session.is_connecting() => sys::Wait::write(descriptor),
-                Interest::Write => sys::Wait::both(descriptor),
-            },
-        ];
+        let mut waits = [sys::Wait::read(signals.descriptor()), wait];
         sys::poll(&mut waits, left(deadline)).map_err(|error| {
             Interrupt::Failed(Error {
                 sqlstate: None,
@@ -288,7 +410,7 @@ fn ready(
         })?;
         for signal in signals.take() {
             if signal == Signal::TSTP {
-                sys::stop_self();
+                sys::signal_own_group_by_default(signal);
             } else if !signal.is_harmless() {
                 return Err(Interrupt::Signal(signal));
             }
@@ -300,6 +422,16 @@ fn ready(
             return Err(Interrupt::Late);
         }
     }
+}
+
+/// What to poll for a session.
+pub fn wait_for(session: &Session) -> Option<sys::Wait> {
+    let (descriptor, interest) = session.wants()?;
+    Some(match interest {
+        Interest::Read => sys::Wait::read(descriptor),
+        Interest::Write if session.is_connecting() => sys::Wait::write(descriptor),
+        Interest::Write => sys::Wait::both(descriptor),
+    })
 }
 
 /// The time until a deadline; zero when it has passed.

@@ -6,11 +6,14 @@ use std::fmt;
 use std::io;
 use std::os::unix::ffi::OsStringExt;
 
-use crate::sys::{self, Change, Child, Program, Signal, Signals};
+use crate::sys::{self, Change, Child, Pid, Program, Signal, Signals};
 
 /// What tells the command, and what it starts, that the lock is held; `consul lock` has
 /// `CONSUL_LOCK_HELD`.
 const LOCK_HELD: (&str, &str) = ("PGLOCK_LOCK_HELD", "true");
+
+/// Where the command finds its fencing token.
+const TOKEN: &str = "PGLOCK_TOKEN";
 
 /// A command that has been started.
 pub struct Command {
@@ -26,23 +29,35 @@ pub enum End {
 }
 
 impl Command {
-    /// Starts a command with this environment. Whether it can be executed shows when it has
-    /// [ended](Self::reap).
+    /// Starts a command with this environment, and the token if there is one. `prepare` is called in the new
+    /// process, see [`sys::spawn`]. Whether the command could be executed shows when it has ended.
     ///
     /// # Errors
     /// The system has no process or descriptor left.
     pub fn start(
         words: &[OsString],
         environment: &[CString],
+        token: Option<u64>,
         signals: &Signals,
+        prepare: impl FnOnce(Pid) -> io::Result<()>,
     ) -> io::Result<Self> {
         let words = words.iter().map(|word| c_string(word.clone().into_vec()));
+        let mut environment = environment.to_vec();
+        set(&mut environment, LOCK_HELD.0, LOCK_HELD.1);
+        if let Some(token) = token {
+            set(&mut environment, TOKEN, &token.to_string());
+        }
         let program = Program {
             words: words.collect(),
-            environment: with(environment, LOCK_HELD),
+            environment,
         };
-        let child = sys::spawn(&program, signals)?;
+        let child = sys::spawn(&program, signals, prepare)?;
         Ok(Self { child })
+    }
+
+    /// Its process id, and that of its process group.
+    pub fn pid(&self) -> Pid {
+        self.child.pid
     }
 
     /// Passes a signal on to the command's group. A group that has ended needs none.
@@ -54,17 +69,17 @@ impl Command {
         }
     }
 
-    /// How the command ended, if it has.
-    pub fn reap(&self) -> Option<End> {
-        while let Some((pid, change)) = sys::reap() {
-            if pid == self.child.pid && !matches!(change, Change::Stopped(_)) {
-                return Some(match self.child.exec_error() {
-                    Some(error) => End::NotExecuted(error),
-                    None => End::Ran(change),
-                });
-            }
+    /// Whether a process of its group is left.
+    pub fn has_members(&self) -> bool {
+        sys::group_is_alive(self.child.pid)
+    }
+
+    /// What its last change of state, by which it ended, means.
+    pub fn end(&self, change: Change) -> End {
+        match self.child.exec_error() {
+            Some(error) => End::NotExecuted(error),
+            None => End::Ran(change),
         }
-        None
     }
 }
 
@@ -78,17 +93,15 @@ impl fmt::Display for Words<'_> {
     }
 }
 
-/// The environment with one variable set.
-fn with(environment: &[CString], (name, value): (&str, &str)) -> Vec<CString> {
+/// Sets a variable of an environment.
+fn set(environment: &mut Vec<CString>, name: &str, value: &str) {
     let entry = format!("{name}={value}");
-    let prefix = &entry.as_bytes()[..=name.len()];
-    let others = environment
-        .iter()
-        .filter(|other| !other.as_bytes().starts_with(prefix));
-    others
-        .cloned()
-        .chain([c_string(entry.clone().into_bytes())])
-        .collect()
+    environment.retain(|other| {
+        !other
+            .as_bytes()
+            .starts_with(&entry.as_bytes()[..=name.len()])
+    });
+    environment.push(c_string(entry.into_bytes()));
 }
 
 /// For text from arguments or the environment, which cannot hold a null byte.

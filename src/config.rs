@@ -10,6 +10,7 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::flags::{FLAGS, Flag, Id, OTHER_VARIABLES, Value};
+use crate::lease::{LONGEST_TTL, Terms};
 
 /// What the command line asks for.
 pub enum Request {
@@ -33,6 +34,14 @@ pub struct Config {
     pub conflict_exit_code: u8,
     /// How long connecting may take, all attempts together; `None` is without limit.
     pub connect_timeout: Option<Duration>,
+    /// The lease, if there is one.
+    pub terms: Option<Terms>,
+    /// How long a command gets between SIGTERM and SIGKILL when the lock is lost.
+    pub grace: Duration,
+    /// Whether a command that has lost its lock is stopped.
+    pub kill_on_loss: bool,
+    /// Whether the command gets a fencing token.
+    pub fence: bool,
     /// How much to say.
     pub verbosity: Verbosity,
     /// The command and its arguments; never empty.
@@ -172,7 +181,7 @@ pub fn read(
         .iter()
         .find(|(name, value)| name == "PGLOCK_PASS" && !value.is_empty())
         .map(|(_, value)| value.clone());
-    Ok(Request::Run(words.config(command, password)))
+    Ok(Request::Run(words.config(command, password)?))
 }
 
 /// Where a word was given. A flag is stronger than a variable.
@@ -257,8 +266,43 @@ impl Words {
             .unwrap_or(0)
     }
 
-    fn config(&self, command: Vec<OsString>, password: Option<OsString>) -> Config {
-        Config {
+    /// How a number that is in force was given: `--ttl 15`, `PGLOCK_TTL=15`, `--ttl 15, the default`.
+    fn origin(&self, id: Id) -> String {
+        let number = self.number(id);
+        match &self.0[id as usize] {
+            Some(word) if word.source == Source::Flag => format!("{} {number}", word.spelling),
+            Some(word) => format!("{}={number}", word.spelling),
+            None => format!("--{} {number}, the default,", Flag::of(id).name),
+        }
+    }
+
+    /// The lease, if there is one and it can be kept.
+    fn terms(&self) -> Result<Option<Terms>, Error> {
+        let [ttl, grace] =
+            [Id::Ttl, Id::Grace].map(|id| Duration::from_secs(self.number(id).into()));
+        if ttl.is_zero() {
+            return Ok(None);
+        }
+        if ttl > LONGEST_TTL {
+            return Err(Error(format!(
+                "{} is longer than a server can keep: at most {}",
+                self.origin(Id::Ttl),
+                LONGEST_TTL.as_secs()
+            )));
+        }
+        Terms::new(ttl, grace).map(Some).map_err(|most| {
+            let (ttl, grace) = (self.origin(Id::Ttl), self.origin(Id::Grace));
+            Error(match most {
+                Some(most) => format!(
+                    "{grace} leaves no room for a late answer of the server in {ttl}: at most --grace {most}"
+                ),
+                None => format!("{ttl} is too short for a lease: at least 3, or 0 for none"),
+            })
+        })
+    }
+
+    fn config(&self, command: Vec<OsString>, password: Option<OsString>) -> Result<Config, Error> {
+        Ok(Config {
             server: Server {
                 database: self.text(Id::Database),
                 host: self.text(Id::Host),
@@ -278,6 +322,10 @@ impl Words {
                 0 => None,
                 seconds => Some(Duration::from_secs(seconds.into())),
             },
+            terms: self.terms()?,
+            grace: Duration::from_secs(self.number(Id::Grace).into()),
+            kill_on_loss: self.text(Id::OnLoss).as_deref() != Some("continue"),
+            fence: self.switch(Id::Fence),
             verbosity: if self.switch(Id::Quiet) {
                 Verbosity::Quiet
             } else if self.switch(Id::Verbose) {
@@ -286,7 +334,7 @@ impl Words {
                 Verbosity::Normal
             },
             command,
-        }
+        })
     }
 }
 
@@ -421,6 +469,19 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn a_lease_that_cannot_be_kept_is_refused_by_the_names_of_its_flags() {
+        let error = config(&["--ttl", "6", "true"], &[]).err().unwrap();
+        assert!(error.contains("--ttl 6"), "{error}");
+        assert!(error.contains("--grace 5, the default"), "{error}");
+        let variables = [("PGLOCK_GRACE", "9")];
+        let error = config(&["true"], &variables).err().unwrap();
+        assert!(error.contains("PGLOCK_GRACE=9"), "{error}");
+        assert!(config(&["--ttl", "0", "true"], &variables).is_ok());
+        assert!(config(&["--ttl", "2147484", "true"], &[]).is_err());
+        assert!(config(&["--ttl", "2147483", "true"], &[]).is_ok());
     }
 
     #[test]

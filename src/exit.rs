@@ -12,6 +12,8 @@ pub enum Exit {
     Status(u8),
     /// This signal ended the command, or pglock before the command ran.
     Signal(Signal),
+    /// The lock was lost, and the command was stopped.
+    Lost,
     /// pglock itself failed; the command did not run.
     Failed,
     /// The command could not be executed.
@@ -26,6 +28,7 @@ impl Exit {
         match self {
             Self::Status(status) => status,
             Self::Signal(signal) => signal.exit_status(),
+            Self::Lost => 124,
             Self::Failed => 125,
             Self::NotExecutable => 126,
             Self::NotFound => 127,

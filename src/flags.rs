@@ -29,6 +29,10 @@ pub enum Id {
     Wait,
     Block,
     ConflictExitCode,
+    Ttl,
+    Grace,
+    OnLoss,
+    Fence,
     ConnectTimeout,
     Quiet,
     Verbose,
@@ -42,6 +46,7 @@ pub enum Id {
 pub enum Group {
     Basic,
     Lock,
+    Lease,
     Connection,
     Output,
 }
@@ -73,6 +78,9 @@ const SSL_MODES: &[&str] = &[
     "verify-ca",
     "verify-full",
 ];
+
+/// What to do when the lock is lost.
+const ON_LOSS: &[&str] = &["kill", "continue"];
 
 /// All flags, in the order in which the help lists them.
 pub const FLAGS: &[Flag] = &[
@@ -158,6 +166,42 @@ pub const FLAGS: &[Flag] = &[
         help: "Exit status when the lock was not obtained.",
     },
     Flag {
+        id: Id::Ttl,
+        group: Group::Lease,
+        name: "ttl",
+        short: None,
+        value: Value::Number(u32::MAX),
+        default: Some("15"),
+        help: "Amount of seconds without a sign of pglock after which the server gives the lock up; 0 turns the lease off.",
+    },
+    Flag {
+        id: Id::Grace,
+        group: Group::Lease,
+        name: "grace",
+        short: None,
+        value: Value::Number(u32::MAX),
+        default: Some("5"),
+        help: "Amount of seconds from SIGTERM to SIGKILL when the lock is lost.",
+    },
+    Flag {
+        id: Id::OnLoss,
+        group: Group::Lease,
+        name: "on-loss",
+        short: None,
+        value: Value::Choice(ON_LOSS),
+        default: Some("kill"),
+        help: "What to do when the lock is lost: kill stops the command, continue only says so.",
+    },
+    Flag {
+        id: Id::Fence,
+        group: Group::Lease,
+        name: "fence",
+        short: None,
+        value: Value::Switch,
+        default: None,
+        help: "Hand the command a fencing token in PGLOCK_TOKEN.",
+    },
+    Flag {
         id: Id::ConnectTimeout,
         group: Group::Connection,
         name: "connect-timeout",
@@ -182,7 +226,7 @@ pub const FLAGS: &[Flag] = &[
         short: None,
         value: Value::Switch,
         default: None,
-        help: "Also say which server, backend and kind of lock.",
+        help: "Also say which server, backend, kind of lock and lease.",
     },
     Flag {
         id: Id::Help,
@@ -206,7 +250,7 @@ pub const FLAGS: &[Flag] = &[
 
 /// Variables with the prefix that are not those of a flag: the password, and what pglock gives to
 /// its command, which may well be another pglock.
-pub const OTHER_VARIABLES: &[&str] = &["PGLOCK_PASS", "PGLOCK_LOCK_HELD"];
+pub const OTHER_VARIABLES: &[&str] = &["PGLOCK_PASS", "PGLOCK_LOCK_HELD", "PGLOCK_TOKEN"];
 
 impl Flag {
     /// Its entry in the table.
@@ -252,6 +296,7 @@ PGLOCK_PASS needs to be configured to authenticate to the database.
     for (group, title) in [
         (Group::Basic, ""),
         (Group::Lock, "Lock:\n"),
+        (Group::Lease, "Lease:\n"),
         (Group::Connection, "Connection:\n"),
         (Group::Output, "Output:\n"),
     ] {
@@ -281,8 +326,9 @@ Usage:
   pglock [flags] [--] command [arg ...]
 
 Exit status: the command's own, or 128+N if signal N ended it; 0 (or the
-conflict exit code) if the lock was not obtained; 125 if pglock itself failed;
-126 if the command could not be executed; 127 if it was not found.
+conflict exit code) if the lock was not obtained; 124 if the lock was lost and
+the command was stopped; 125 if pglock itself failed; 126 if the command could
+not be executed; 127 if it was not found.
 ",
     );
     text

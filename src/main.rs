@@ -7,6 +7,8 @@ mod config;
 mod connect;
 mod exit;
 mod flags;
+mod guardian;
+mod lease;
 mod lock;
 mod log;
 mod pq;

@@ -4,6 +4,7 @@
 //! The manual meant throughout is PostgreSQL's chapter "libpq - C Library".
 #![allow(unsafe_code)]
 
+use std::cell::Cell;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::fmt;
 use std::os::fd::RawFd;
@@ -68,8 +69,10 @@ pub enum Outcome {
 /// A connection to a server, or an attempt at one. Dropping it closes it.
 pub struct Connection {
     raw: NonNull<PGconn>,
-    connecting: bool,
     interest: Interest,
+    /// The last thing that the server said unasked, filled by [`note`]; boxed, so that it stays where
+    /// libpq knows it to be.
+    notice: Box<Cell<Option<Error>>>,
 }
 
 impl Connection {
@@ -92,17 +95,18 @@ impl Connection {
         };
         let connection = Self {
             raw,
-            connecting: true,
             // "If PQconnectPoll has not been called yet, act as if it had said writing" (the manual).
             interest: Interest::Write,
+            notice: Box::default(),
         };
         if connection.is_bad() {
             return Err(connection.error());
         }
-        // SAFETY: `raw` is a live connection; the receiver is a function that lives for ever and takes
-        // no context.
+        // SAFETY: `raw` is a live connection. The receiver gets the address of a cell on the heap that lives
+        // as long as this value, and so as long as the connection.
         unsafe {
-            pq_sys::PQsetNoticeReceiver(raw.as_ptr(), Some(ignore_notice), ptr::null_mut());
+            let notice = ptr::from_ref(&*connection.notice).cast_mut().cast();
+            pq_sys::PQsetNoticeReceiver(raw.as_ptr(), Some(note), notice);
             // Only so does the SQLSTATE of a refused start-up appear, in the text of the message.
             pq_sys::PQsetErrorVerbosity(raw.as_ptr(), PGVerbosity::PQERRORS_VERBOSE);
         }
@@ -118,7 +122,6 @@ impl Connection {
         // SAFETY: `raw` is a live connection that is being connected.
         match unsafe { pq_sys::PQconnectPoll(self.raw.as_ptr()) } {
             PostgresPollingStatusType::PGRES_POLLING_OK => {
-                self.connecting = false;
                 self.interest = Interest::Read;
                 // SAFETY: as above.
                 unsafe {
@@ -223,6 +226,13 @@ impl Connection {
         unsafe { pq_sys::PQserverVersion(self.raw.as_ptr()) }
     }
 
+    /// The numeric address that it is connected to (`PQhostaddr`); `None` for a Unix socket.
+    pub fn address(&self) -> Option<String> {
+        // SAFETY: `raw` is a live connection; the string is the connection's, and is copied here.
+        let address = unsafe { text(pq_sys::PQhostaddr(self.raw.as_ptr())) };
+        address.filter(|address| !address.is_empty())
+    }
+
     /// A setting that the server reports by itself (`PQparameterStatus`).
     pub fn reported(&self, name: &CStr) -> Option<String> {
         // SAFETY: `raw` is a live connection; what comes back is null or a string that lives until the
@@ -234,6 +244,11 @@ impl Connection {
     pub fn canceller(&self) -> Option<Canceller> {
         // SAFETY: `raw` is a live connection.
         NonNull::new(unsafe { pq_sys::PQgetCancel(self.raw.as_ptr()) }).map(Canceller)
+    }
+
+    /// What the server has said unasked since the last call.
+    pub fn take_notice(&self) -> Option<Error> {
+        self.notice.take()
     }
 
     /// The last error, with libpq's newline trimmed.
@@ -460,8 +475,17 @@ unsafe fn text(raw: *const c_char) -> Option<String> {
     Some(string.to_string_lossy().into_owned())
 }
 
-/// Without a receiver of ours libpq prints notices on standard error, which is the command's.
-unsafe extern "C" fn ignore_notice(_context: *mut c_void, _notice: *const PGresult) {}
+/// Keeps what the server says unasked: the reason why it ends a session. Without a receiver of ours libpq
+/// would print it on standard error, which is the command's.
+unsafe extern "C" fn note(context: *mut c_void, notice: *const PGresult) {
+    // SAFETY: the context is the cell that `Connection::start` named, which outlives the connection.
+    let cell = unsafe { &*context.cast::<Cell<Option<Error>>>() };
+    if let Some(raw) = NonNull::new(notice.cast_mut()) {
+        // libpq clears the result itself.
+        let result = std::mem::ManuallyDrop::new(QueryResult(raw));
+        cell.set(Some(result.error()));
+    }
+}
 
 #[cfg(test)]
 mod tests {

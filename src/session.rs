@@ -55,6 +55,11 @@ impl Session {
         matches!(self.stage, Stage::Connecting)
     }
 
+    /// Whether a query was sent that is not answered yet.
+    pub fn is_asking(&self) -> bool {
+        matches!(self.stage, Stage::Asking(_))
+    }
+
     /// Sends a query; only after the last one was answered.
     ///
     /// # Errors
@@ -80,30 +85,44 @@ impl Session {
             });
         }
         let taken = self.connection.advance();
-        if let Stage::Asking(outcomes) = &mut self.stage {
-            while !self.connection.is_busy() {
-                match self.connection.next_outcome() {
-                    Some(outcome) => outcomes.push(outcome),
-                    // A backend that is ended says so in place of an answer, and then closes. What it
-                    // said is worth more than that it closed.
-                    None if self.connection.is_bad() => {
-                        let last = outcomes.pop();
-                        return Err(match last {
-                            Some(Outcome::Failed(error)) => error,
-                            _ => Error {
-                                sqlstate: None,
-                                message: "the server closed the connection".to_owned(),
-                            },
-                        });
-                    }
-                    None => {
-                        let outcomes = std::mem::take(outcomes);
-                        self.stage = Stage::Idle;
-                        return Ok(Some(Event::Answered(outcomes)));
-                    }
+        // Also where nothing was asked: it has libpq take in what the server says unasked.
+        while !self.connection.is_busy() {
+            let Stage::Asking(outcomes) = &mut self.stage else {
+                break;
+            };
+            match self.connection.next_outcome() {
+                Some(outcome) => outcomes.push(outcome),
+                None if self.connection.is_bad() => break,
+                None => {
+                    let outcomes = std::mem::take(outcomes);
+                    self.stage = Stage::Idle;
+                    return Ok(Some(Event::Answered(outcomes)));
                 }
             }
         }
+        if self.connection.is_bad() {
+            return Err(self.last_words(taken));
+        }
         taken.map(|()| None)
+    }
+
+    /// Why the connection is closed. A server that ends a session says so, in place of an answer or unasked,
+    /// before it closes the connection: worth more than that it was closed.
+    fn last_words(&mut self, closed: Result<(), Error>) -> Error {
+        let answer = match &mut self.stage {
+            Stage::Asking(outcomes) => outcomes.drain(..).find_map(|outcome| match outcome {
+                Outcome::Failed(error) if error.sqlstate.is_some() => Some(error),
+                _ => None,
+            }),
+            Stage::Connecting | Stage::Idle => None,
+        };
+        let said = answer.or_else(|| self.connection.take_notice());
+        said.unwrap_or_else(|| match closed {
+            Err(error) => error,
+            Ok(()) => Error {
+                sqlstate: None,
+                message: "the server closed the connection".to_owned(),
+            },
+        })
     }
 }

@@ -1,74 +1,693 @@
-//! The loop that ties the lock and the command together.
+//! The loop that ties the lock, the lease and the command together: one `poll` a turn over the signals, the
+//! connection and one timer. Nothing in it waits for anything else.
 
 use std::ffi::CString;
+use std::fmt;
+use std::io;
+use std::time::Duration;
 
 use crate::acquire::{self, Held};
 use crate::command::{Command, End, Words};
 use crate::config::Config;
 use crate::exit::Exit;
+use crate::guardian::Guardian;
+use crate::lease::{Lease, Moment};
+use crate::lock::{self, Lock, Verdict};
 use crate::log::Log;
-use crate::sys::{self, Signal, Signals};
+use crate::pq;
+use crate::session::{Event, Session};
+use crate::sys::{self, Change, Signal, Signals, Terminal, Timer, Ward};
+
+/// How long to wait between two attempts to reach the server again.
+const RETRY: Duration = Duration::from_millis(100);
+/// How long one attempt to reach it may take before another is made.
+const ATTEMPT: Duration = Duration::from_secs(2);
+/// How often to look whether the rest of a command's group is gone: no event tells.
+const LOOK: Duration = Duration::from_millis(20);
+/// How long to wait for the lease to be lifted before stopping without that.
+const LIFT: Duration = Duration::from_secs(1);
 
 /// Runs the command to its end, then gives the lock up.
 pub fn run(
     config: &Config,
-    mut held: Held,
+    held: Held,
     environment: &[CString],
     signals: &Signals,
     log: Log,
 ) -> Exit {
-    let exit = command(config, environment, signals, log);
-    if !acquire::release(&mut held, signals) {
-        log.error(
-            "could not release the lock: the server did not answer, and frees it when it notices that \
-             the connection is closed",
-        );
-    }
-    exit
-}
-
-fn command(config: &Config, environment: &[CString], signals: &Signals, log: Log) -> Exit {
     let words = Words(&config.command);
-    // What came since the lock was taken has met no command yet.
-    if let Some(signal) = signals
+    // What has come since the lock was taken has met no command yet.
+    let early = signals
         .take()
         .into_iter()
-        .find(|signal| !signal.is_harmless())
-    {
+        .find(|signal| !signal.is_harmless());
+    if let Some(signal) = early {
         log.error(format_args!("{signal} came before the command ran"));
-        return Exit::Signal(signal);
+        return give_up(held, signals, Exit::Signal(signal));
     }
     log.info(format_args!("Executing command: {words}"));
-    let command = match Command::start(&config.command, environment, signals) {
+    let lease = config.terms.map(|terms| Lease::new(terms, held.sent));
+    held.ward.set_deadline(lease.map(|lease| lease.kill_at()));
+    let terminal = Terminal::open();
+    let in_foreground = terminal
+        .as_ref()
+        .filter(|terminal| terminal.foreground() == sys::own_group());
+    let started = Command::start(
+        &config.command,
+        environment,
+        held.token,
+        signals,
+        |own_group| {
+            held.ward.set_group(Some(own_group));
+            held.guardian.wake();
+            if let Some(terminal) = in_foreground {
+                terminal.give_to(own_group);
+            }
+            // pglock may have been frozen since it got the lock.
+            match held.ward.deadline() {
+                Some(deadline) if deadline <= sys::now() => {
+                    Err(io::Error::from_raw_os_error(sys::ETIME))
+                }
+                _ => Ok(()),
+            }
+        },
+    );
+    let command = match started {
         Ok(command) => command,
         Err(error) => {
             log.error(format_args!("could not start {words}: {error}"));
-            return Exit::Failed;
+            return give_up(held, signals, Exit::Failed);
         }
     };
-    loop {
-        let mut waits = [sys::Wait::read(signals.descriptor())];
-        if let Err(error) = sys::poll(&mut waits, None) {
-            log.error(format_args!("poll: {error}"));
-        }
-        for signal in signals.take() {
-            if signal != Signal::CHLD {
-                command.signal(signal);
+    Supervisor {
+        config,
+        signals,
+        log,
+        settings: &held.settings,
+        lock: held.lock,
+        ward: held.ward,
+        guardian: Some(held.guardian),
+        link: Link::Up(held.session, None),
+        lease,
+        heard: held.sent,
+        stage: Stage::Running,
+        ended: None,
+        lost: false,
+        terminal: terminal.as_ref(),
+        command,
+        timer: Timer::new(),
+    }
+    .run()
+}
+
+/// Gives the lock up without having run the command.
+fn give_up(mut held: Held, signals: &Signals, exit: Exit) -> Exit {
+    acquire::release(&mut held.session, held.lock, signals);
+    exit
+}
+
+/// What holds the lock at the server.
+enum Link {
+    /// A session, and what was asked on it and when, if that is not answered yet.
+    Up(Session, Option<(Question, Moment)>),
+    /// An attempt to connect again, to be abandoned at this moment.
+    Connecting(Session, Moment),
+    /// Nothing; to be tried again at this moment.
+    Down(Moment),
+    /// Nothing, for good.
+    Gone,
+}
+
+/// What was asked.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Question {
+    /// Whether the server is there.
+    Beat,
+    /// For the lock, on a new connection.
+    Retake,
+    /// To keep the session while pglock is stopped.
+    Lift,
+    /// Whether the lock is still held, now that pglock is continued.
+    Check,
+}
+
+/// What is happening to the command.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Running,
+    /// The lock is lost: it was told to end, and is killed at this moment.
+    Stopping(Moment),
+    /// It was killed, at this moment.
+    Killed(Moment),
+    /// It is stopped, and pglock is about to stop too, at this moment at the latest.
+    Suspending(Moment),
+    /// It is stopped, and continues when the lock is known to be held, by this moment.
+    Resuming(Moment),
+}
+
+struct Supervisor<'a> {
+    config: &'a Config,
+    signals: &'a Signals,
+    log: Log,
+    /// How to reach the server again.
+    settings: &'a [(CString, CString)],
+    lock: Lock,
+    ward: Ward,
+    guardian: Option<Guardian>,
+    link: Link,
+    /// In force until the lock is lost.
+    lease: Option<Lease>,
+    /// When the last message was sent that the server answered.
+    heard: Moment,
+    stage: Stage,
+    /// How the command itself ended; others of its group may be left.
+    ended: Option<Change>,
+    lost: bool,
+    /// The controlling terminal, where there is a shell to stop for.
+    terminal: Option<&'a Terminal>,
+    command: Command,
+    timer: Timer,
+}
+
+impl Supervisor<'_> {
+    fn run(mut self) -> Exit {
+        loop {
+            self.reap();
+            if self.is_over() {
+                return self.finish();
+            }
+            self.keep_deadlines();
+            self.carry_link_on();
+            let link_ready = self.wait();
+            // What has come meanwhile is looked at in this order, so that no signal lets a command
+            // continue that is past its deadline.
+            self.reap();
+            if link_ready {
+                self.step_link();
+            }
+            self.keep_deadlines();
+            for signal in self.signals.take() {
+                self.pass_on(signal);
             }
         }
-        match command.reap() {
-            Some(End::Ran(change)) => {
-                log.info("Execution finished, exiting and cleaning up lock.");
-                return Exit::of_change(change);
+    }
+
+    /// Waits for a signal, the connection or the next deadline. Tells whether it was the connection.
+    fn wait(&self) -> bool {
+        let deadline = self.next_deadline();
+        self.timer.set(deadline);
+        let mut waits = vec![
+            sys::Wait::read(self.signals.descriptor()),
+            self.timer.wait(),
+        ];
+        if let Link::Up(session, _) | Link::Connecting(session, _) = &self.link {
+            waits.extend(acquire::wait_for(session));
+        }
+        let left = deadline.map(|deadline| deadline.saturating_sub(sys::now()));
+        if let Err(error) = sys::poll(&mut waits, left) {
+            self.log.error(format_args!("poll: {error}"));
+            sys::pause(RETRY);
+        }
+        waits.get(2).is_some_and(|wait| wait.ready)
+    }
+
+    fn next_deadline(&self) -> Option<Moment> {
+        let lease = self.lease.as_ref();
+        let stage = match self.stage {
+            Stage::Running => lease.map(Lease::terminate_at),
+            Stage::Stopping(kill_at) => Some(self.kill_at(kill_at)),
+            Stage::Killed(_) => None,
+            Stage::Suspending(by) | Stage::Resuming(by) => Some(by),
+        };
+        let link = match self.link {
+            Link::Up(_, None) if self.beats() => lease.map(Lease::beat_at),
+            Link::Connecting(_, until) => Some(until),
+            Link::Down(retry_at) if self.stage == Stage::Running => Some(retry_at),
+            _ => None,
+        };
+        let look = self.ended.map(|_| sys::now() + LOOK);
+        [stage, link, look].into_iter().flatten().min()
+    }
+
+    /// Whether heartbeats are to be sent.
+    fn beats(&self) -> bool {
+        matches!(self.stage, Stage::Running | Stage::Stopping(_))
+    }
+
+    /// When to kill a command that was to be killed at this moment: the lease may end earlier.
+    fn kill_at(&self, kill_at: Moment) -> Moment {
+        let lease = self.lease.as_ref().map(Lease::kill_at);
+        lease.map_or(kill_at, |lease| lease.min(kill_at))
+    }
+
+    // The command
+
+    /// Takes note of the children whose state has changed. As process 1 pglock has others than its own.
+    fn reap(&mut self) {
+        while let Some((pid, change)) = sys::reap() {
+            if pid == self.command.pid() {
+                match change {
+                    Change::Stopped(signal) => self.stopped(signal),
+                    ended => self.ended = Some(ended),
+                }
+            } else if self
+                .guardian
+                .as_ref()
+                .is_some_and(|guardian| guardian.pid == pid)
+                && !matches!(change, Change::Stopped(_))
+            {
+                self.log.error("the guardian was killed; starting another");
+                self.post_guardian();
             }
-            Some(End::NotExecuted(error)) => {
-                log.error(format_args!(
-                    "could not execute {:?}: {error}",
-                    config.command[0].to_string_lossy()
+        }
+    }
+
+    /// Posts a guardian over the connection there is, in place of the one there was.
+    fn post_guardian(&mut self) {
+        let socket = match &self.link {
+            Link::Up(session, _) | Link::Connecting(session, _) => session.wants(),
+            Link::Down(_) | Link::Gone => None,
+        };
+        let socket = socket.map(|(descriptor, _)| descriptor);
+        match Guardian::post(&self.ward, socket) {
+            Ok(guardian) => {
+                if let Some(before) = self.guardian.replace(guardian) {
+                    before.dismiss();
+                }
+            }
+            Err(error) => self
+                .log
+                .error(format_args!("could not start a guardian: {error}")),
+        }
+    }
+
+    /// Whether nothing is left to do but to give the lock up. What a command leaves running in the
+    /// background is left alone, unless the lock is lost.
+    fn is_over(&self) -> bool {
+        if self.ended.is_none() {
+            return false;
+        }
+        match self.stage {
+            Stage::Stopping(_) => !self.command.has_members(),
+            // A process that hangs in the kernel does not even die of SIGKILL.
+            Stage::Killed(then) => !self.command.has_members() || then + ATTEMPT < sys::now(),
+            Stage::Running | Stage::Suspending(_) | Stage::Resuming(_) => true,
+        }
+    }
+
+    /// Passes a signal on to the command.
+    fn pass_on(&mut self, signal: Signal) {
+        match signal {
+            Signal::CHLD => {}
+            Signal::CONT => {
+                // In the other stages the command continues when the lock is known to be held.
+                if self.beats() {
+                    self.continue_command();
+                }
+            }
+            signal => self.command.signal(signal),
+        }
+    }
+
+    /// Continues the command, in the foreground if that is where the shell has put pglock.
+    fn continue_command(&self) {
+        if let Some(terminal) = self.terminal
+            && terminal.foreground() == sys::own_group()
+        {
+            terminal.give_to(self.command.pid());
+        }
+        self.command.signal(Signal::CONT);
+    }
+
+    /// The command was stopped. Where there is a terminal there may be a shell that should see pglock
+    /// stopped too; elsewhere it is for whoever stopped the command to continue it.
+    fn stopped(&mut self, signal: Signal) {
+        let Some(terminal) = self.terminal else {
+            return;
+        };
+        if self.stage != Stage::Running {
+            return;
+        }
+        if signal.is_about_terminal() && terminal.foreground() == sys::own_group() {
+            // It wanted the terminal before the shell had put pglock into the foreground.
+            self.continue_command();
+            return;
+        }
+        self.stage = Stage::Suspending(sys::now() + LIFT);
+    }
+
+    /// Stops pglock, with the rest of its group, until the shell continues it.
+    fn suspend(&mut self) {
+        if let Some(terminal) = self.terminal
+            && terminal.foreground() == self.command.pid()
+        {
+            terminal.give_to(sys::own_group());
+        }
+        sys::signal_own_group_by_default(Signal::TSTP);
+        // Continued.
+        let ttl = self.lease.map(|lease| lease.terms().ttl());
+        self.stage = Stage::Resuming(sys::now() + ttl.unwrap_or(ATTEMPT));
+        if !matches!(self.link, Link::Up(..)) {
+            self.kill("the connection is gone, now that pglock is continued");
+        }
+    }
+
+    /// The command must end, for the lock is lost.
+    fn lose(&mut self, why: impl fmt::Display, kill_at: Moment) {
+        self.lost = true;
+        if self.config.kill_on_loss {
+            self.log.error(format_args!(
+                "the lock is lost: {why}; stopping the command"
+            ));
+            self.command.signal(Signal::TERM);
+            self.stage = Stage::Stopping(kill_at);
+        } else {
+            self.carry_on_without(why);
+        }
+    }
+
+    /// The command must end at once, for somebody else may hold the lock.
+    fn kill(&mut self, why: impl fmt::Display) {
+        self.lost = true;
+        if self.config.kill_on_loss {
+            self.log
+                .error(format_args!("the lock is lost: {why}; killing the command"));
+            self.command.signal(Signal::KILL);
+            self.stage = Stage::Killed(sys::now());
+        } else {
+            self.carry_on_without(why);
+        }
+        self.link = Link::Gone;
+    }
+
+    /// `--on-loss continue`.
+    fn carry_on_without(&mut self, why: impl fmt::Display) {
+        self.log.error(format_args!(
+            "the lock is lost: {why}; the command carries on without it (--on-loss continue)"
+        ));
+        self.lease = None;
+        self.ward.set_deadline(None);
+        if matches!(self.stage, Stage::Suspending(_) | Stage::Resuming(_)) {
+            self.continue_command();
+        }
+        self.stage = Stage::Running;
+    }
+
+    fn keep_deadlines(&mut self) {
+        let now = sys::now();
+        match self.stage {
+            Stage::Running if self.ended.is_some() => {}
+            Stage::Running => {
+                if let Some(lease) = self.lease
+                    && lease.terminate_at() <= now
+                {
+                    let silence = self.silence();
+                    if !self.config.kill_on_loss {
+                        self.link = Link::Gone;
+                    }
+                    self.lose(
+                        format_args!("no answer from the server for {silence}"),
+                        lease.kill_at(),
+                    );
+                    self.keep_deadlines();
+                }
+            }
+            Stage::Stopping(kill_at) => {
+                if self.kill_at(kill_at) <= now {
+                    self.log
+                        .error("the command did not end in time; killing it");
+                    self.command.signal(Signal::KILL);
+                    self.stage = Stage::Killed(now);
+                }
+            }
+            // Again and again: a member of the group may have been starting another.
+            Stage::Killed(_) => self.command.signal(Signal::KILL),
+            Stage::Suspending(by) => {
+                if by <= now {
+                    self.suspend();
+                }
+            }
+            Stage::Resuming(by) => {
+                if by <= now {
+                    self.kill("no answer from the server, now that pglock is continued");
+                }
+            }
+        }
+    }
+
+    // The lock
+
+    /// The time since the last sign of the server, for people.
+    fn silence(&self) -> String {
+        let silence = sys::now().saturating_sub(self.heard);
+        format!("{:.1} s", silence.as_secs_f64())
+    }
+
+    /// Does what is due on the connection, or about its absence.
+    fn carry_link_on(&mut self) {
+        let now = sys::now();
+        match &mut self.link {
+            Link::Up(_, None) => {
+                let beat_is_due = self.lease.is_some_and(|lease| lease.beat_at() <= now);
+                match self.stage {
+                    Stage::Running | Stage::Stopping(_) if beat_is_due => self.ask(Question::Beat),
+                    Stage::Suspending(_) if self.lease.is_some() => self.ask(Question::Lift),
+                    Stage::Suspending(_) => self.suspend(),
+                    Stage::Resuming(_) => self.ask(Question::Check),
+                    _ => {}
+                }
+            }
+            Link::Down(retry_at) if *retry_at <= now && self.stage == Stage::Running => {
+                self.link = match Session::start(self.settings) {
+                    Ok(session) => Link::Connecting(session, now + ATTEMPT),
+                    Err(_) => Link::Down(now + RETRY),
+                };
+            }
+            Link::Connecting(_, until) if *until <= now => self.link = Link::Down(now),
+            _ => {}
+        }
+    }
+
+    /// Sends a question on a connection on which nothing else is asked.
+    fn ask(&mut self, question: Question) {
+        let Link::Up(session, asked) = &mut self.link else {
+            return;
+        };
+        let connection = session.connection();
+        let sql = match question {
+            Question::Beat => c";".into(),
+            Question::Retake => self.lock.retake_sql(connection),
+            Question::Lift => self.lock.lift_sql(connection),
+            Question::Check => self.lock.check_sql(connection),
+        };
+        let sent = sys::now();
+        match session.ask(&sql) {
+            Ok(()) => *asked = Some((question, sent)),
+            Err(error) => self.disconnected(&error),
+        }
+    }
+
+    /// Takes in what has arrived on the connection.
+    fn step_link(&mut self) {
+        let (Link::Up(session, _) | Link::Connecting(session, _)) = &mut self.link else {
+            return;
+        };
+        match session.step() {
+            Ok(None) => {}
+            Ok(Some(Event::Connected)) => {
+                // The guardian first: from the moment that the lock is taken it must be bound to it.
+                self.post_guardian();
+                if let Link::Connecting(session, _) = std::mem::replace(&mut self.link, Link::Gone)
+                {
+                    self.link = Link::Up(session, None);
+                }
+                self.ask(Question::Retake);
+            }
+            Ok(Some(Event::Answered(outcomes))) => {
+                let Link::Up(_, asked) = &mut self.link else {
+                    return;
+                };
+                if let Some((question, sent)) = asked.take() {
+                    self.answered(question, sent, &outcomes);
+                }
+            }
+            Err(_) if matches!(self.link, Link::Connecting(..)) => {
+                self.link = Link::Down(sys::now() + RETRY);
+            }
+            Err(error) => self.disconnected(&error),
+        }
+    }
+
+    /// The connection is closed. That is not the end yet: the lease goes on.
+    fn disconnected(&mut self, error: &pq::Error) {
+        let silence = self.silence();
+        self.log.error(format_args!(
+            "the connection to the server was lost, {silence} after its last sign: {error}"
+        ));
+        self.link = Link::Gone;
+        match self.stage {
+            Stage::Running if self.lease.is_some() => self.link = Link::Down(sys::now()),
+            Stage::Running if !self.lost => {
+                let kill_at = sys::now() + self.config.grace;
+                self.lose(
+                    "the session that held it is gone, and there is no lease",
+                    kill_at,
+                );
+            }
+            Stage::Resuming(_) => self.kill("the session that held it is gone"),
+            Stage::Suspending(_) => self.suspend(),
+            _ => {}
+        }
+    }
+
+    fn answered(&mut self, question: Question, sent: Moment, outcomes: &[pq::Outcome]) {
+        if let (Question::Beat | Question::Lift, Some(pq::Outcome::Failed(error))) =
+            (question, outcomes.last())
+        {
+            self.disconnected(&error.clone());
+            return;
+        }
+        match question {
+            Question::Beat => self.renew(sent),
+            Question::Lift => {
+                self.ward.set_deadline(None);
+                self.suspend();
+            }
+            Question::Retake => self.retaken(sent, outcomes),
+            Question::Check => match lock::verdict(outcomes, false) {
+                Verdict::Held(_) => {
+                    self.renew(sent);
+                    if let Some(guardian) = &self.guardian {
+                        guardian.wake();
+                    }
+                    self.stage = Stage::Running;
+                    self.continue_command();
+                }
+                _ => self.kill("it was no longer held when pglock was continued"),
+            },
+        }
+    }
+
+    /// The server has answered a message sent at this moment.
+    fn renew(&mut self, sent: Moment) {
+        self.heard = sent;
+        if let Some(lease) = &mut self.lease {
+            lease.renew(sent);
+            self.ward.set_deadline(Some(lease.kill_at()));
+        }
+    }
+
+    /// The server has answered the attempt to take the lock again.
+    fn retaken(&mut self, sent: Moment, outcomes: &[pq::Outcome]) {
+        let silence = self.silence();
+        let verdict = lock::verdict(outcomes, false);
+        let age = lock::age(outcomes);
+        let (Some(lease), Some(age)) = (self.lease, age) else {
+            // It is not ready to answer such a question yet.
+            self.link = Link::Down(sys::now() + RETRY);
+            return;
+        };
+        let restarted = lease.was_restarted(age, sent);
+        match verdict {
+            Verdict::Held(_) if restarted => {
+                self.renew(sent);
+                self.log.info(format_args!(
+                    "The server was restarted; the lock was taken again {silence} after its last sign, and \
+                     nobody has had it meanwhile."
                 ));
-                return Exit::of_exec_error(&error);
             }
-            None => {}
+            Verdict::Held(_) => {
+                self.renew(sent);
+                let kill_at = sys::now() + self.config.grace;
+                self.lose(
+                    format_args!(
+                        "the session that held it ended {silence} after the server's last sign, while the \
+                         server ran on; somebody may have had it meanwhile"
+                    ),
+                    kill_at,
+                );
+            }
+            Verdict::Busy => {
+                self.kill("the session that held it ended, and somebody else has it now");
+            }
+            // A standby, say, or a server that is shutting down.
+            Verdict::Young | Verdict::Refused(_) => self.link = Link::Down(sys::now() + RETRY),
         }
+    }
+
+    // The end
+
+    /// Gives the lock up, and tells how pglock ends.
+    fn finish(mut self) -> Exit {
+        self.ward.set_group(None);
+        self.ward.set_deadline(None);
+        let change = self.ended.unwrap_or(Change::Exited(0));
+        let had_terminal = self.take_terminal_back(change);
+        if self.ward.has_fired() && !self.lost {
+            self.lost = true;
+            let silence = self.silence();
+            self.log.error(format_args!(
+                "pglock itself was stopped for too long, {silence} without a sign of the server: the guardian \
+                 has killed the command"
+            ));
+        }
+        let exit = match self.command.end(change) {
+            End::NotExecuted(error) => self.not_executed(&error),
+            End::Ran(_) if self.lost && self.config.kill_on_loss => {
+                self.log.info("The command was stopped.");
+                Exit::Lost
+            }
+            End::Ran(change) => {
+                self.log
+                    .info("Execution finished, exiting and cleaning up lock.");
+                Exit::of_change(change)
+            }
+        };
+        if let Link::Up(session, _) = &mut self.link
+            && !acquire::release(session, self.lock, self.signals)
+            && !self.lost
+        {
+            self.log.error(
+                "could not release the lock: the server did not answer, and frees it when it notices that \
+                 the session is gone",
+            );
+        }
+        if let Change::Killed(signal @ (Signal::INT | Signal::QUIT)) = change
+            && had_terminal
+        {
+            // Typed at the terminal, it was meant for the calling script as well. A shell that sees pglock
+            // die of it ends its loop.
+            sys::signal_own_group_by_default(signal);
+        }
+        exit
+    }
+
+    fn not_executed(&self, error: &io::Error) -> Exit {
+        if error.raw_os_error() == Some(sys::ETIME) {
+            self.log
+                .error("the lease was over before the command could start");
+            return Exit::Failed;
+        }
+        self.log.error(format_args!(
+            "could not execute {:?}: {error}",
+            self.config.command[0].to_string_lossy()
+        ));
+        Exit::of_exec_error(error)
+    }
+
+    /// Gives the foreground back to pglock's own group, and tells whether the command had it. A command that
+    /// a signal has ended may have left the terminal in any mode.
+    fn take_terminal_back(&self, change: Change) -> bool {
+        let Some(terminal) = self
+            .terminal
+            .filter(|terminal| terminal.foreground() == self.command.pid())
+        else {
+            return false;
+        };
+        terminal.give_to(sys::own_group());
+        if matches!(change, Change::Killed(_)) {
+            terminal.restore_modes();
+        }
+        true
     }
 }

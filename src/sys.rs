@@ -14,6 +14,8 @@ use std::time::Duration;
 
 /// The descriptor of standard output.
 pub const STDOUT: RawFd = libc::STDOUT_FILENO;
+/// The error for a lease that is over; executing a program never yields it.
+pub const ETIME: i32 = libc::ETIME;
 /// The descriptor of standard error.
 pub const STDERR: RawFd = libc::STDERR_FILENO;
 
@@ -48,6 +50,12 @@ macro_rules! c_main {
             let arguments = unsafe { $crate::sys::arguments(count, words) };
             $crate::sys::exit($run(arguments))
         }
+
+        /// Stands in where the test harness has an entry point of its own.
+        #[cfg(test)]
+        fn main() {
+            $run(Vec::new());
+        }
     };
 }
 
@@ -55,6 +63,7 @@ macro_rules! c_main {
 ///
 /// # Safety
 /// `count` and `words` are those that the C library passed to `main`.
+#[cfg_attr(test, expect(dead_code))]
 pub unsafe fn arguments(count: c_int, words: *const *const c_char) -> Vec<OsString> {
     (1..usize::try_from(count).unwrap_or(0))
         .map(|index| {
@@ -307,13 +316,20 @@ impl Signal {
     pub const CHLD: Self = Self(libc::SIGCHLD);
     pub const CONT: Self = Self(libc::SIGCONT);
     pub const HUP: Self = Self(libc::SIGHUP);
+    pub const INT: Self = Self(libc::SIGINT);
+    pub const KILL: Self = Self(libc::SIGKILL);
+    pub const QUIT: Self = Self(libc::SIGQUIT);
     pub const TERM: Self = Self(libc::SIGTERM);
     pub const TSTP: Self = Self(libc::SIGTSTP);
-    const STOP: Self = Self(libc::SIGSTOP);
 
     /// What a shell reports for a process that this signal ended: 128+N.
     pub fn exit_status(self) -> u8 {
         u8::try_from(128 + self.0).unwrap_or(u8::MAX)
+    }
+
+    /// Whether it stops a process of the background that uses the terminal.
+    pub fn is_about_terminal(self) -> bool {
+        [libc::SIGTTIN, libc::SIGTTOU].contains(&self.0)
     }
 
     /// Whether a process that does nothing about it lives on.
@@ -567,11 +583,27 @@ fn set_alarm(after: Duration) {
     }
 }
 
-/// Stops pglock itself, as SIGTSTP would have if it were not caught.
-pub fn stop_self() {
-    // SAFETY: the calls take numbers only.
+/// Does to pglock's own process group, pglock included, what a signal does by default, and comes back if
+/// pglock lives on: it was stopped and is continued, or it was not stopped since no shell is there to
+/// continue it.
+pub fn signal_own_group_by_default(signal: Signal) {
+    // SAFETY: `sigaction` and `sigprocmask` read and fill structures of this frame, for which all zeros are
+    // a value; the handler is a constant. The calls on the limit read one too.
     unsafe {
-        libc::kill(libc::getpid(), Signal::STOP.0);
+        if signal == Signal::QUIT {
+            // A core of pglock's would tell nobody anything.
+            let none = libc::rlimit {
+                rlim_cur: 0,
+                rlim_max: 0,
+            };
+            libc::setrlimit(libc::RLIMIT_CORE, &none);
+        }
+        let mut action = MaybeUninit::<libc::sigaction>::zeroed().assume_init();
+        let mut before = MaybeUninit::<libc::sigaction>::zeroed().assume_init();
+        action.sa_sigaction = libc::SIG_DFL;
+        libc::sigaction(signal.0, &action, &mut before);
+        libc::kill(0, signal.0);
+        libc::sigaction(signal.0, &before, ptr::null_mut());
     }
 }
 
@@ -585,6 +617,37 @@ impl fmt::Display for Pid {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         self.0.fmt(f)
     }
+}
+
+/// The group of which pglock itself is a member.
+pub fn own_group() -> Pid {
+    // SAFETY: the call takes nothing and cannot fail.
+    Pid(unsafe { libc::getpgrp() })
+}
+
+/// Whether a process group has a member that has not ended. One that has, and that nobody has waited for
+/// yet, is still a member to the kernel; where `/proc` can tell the two apart, it does not count here.
+pub fn group_is_alive(leader: Pid) -> bool {
+    // SAFETY: signal 0 is only a question.
+    let exists = check(unsafe { libc::kill(-leader.0, 0) }).is_ok();
+    exists && live_members(leader).unwrap_or(true)
+}
+
+/// Looks for a live member of a group in `/proc`, which only Linux has in this form; see proc(5).
+fn live_members(leader: Pid) -> Option<bool> {
+    let group = leader.to_string();
+    for entry in std::fs::read_dir("/proc").ok()?.flatten() {
+        let Ok(stat) = std::fs::read_to_string(entry.path().join("stat")) else {
+            continue;
+        };
+        // The name, in parentheses, may hold anything; what follows is state, parent and group.
+        let mut fields = stat.rsplit(')').next()?.split_whitespace();
+        let state = fields.next();
+        if fields.nth(1) == Some(group.as_str()) && !matches!(state, Some("Z" | "X")) {
+            return Some(true);
+        }
+    }
+    Some(false)
 }
 
 /// Sends a signal to every process of a group.
@@ -650,11 +713,16 @@ impl Child {
 }
 
 /// Starts a program in a process group of its own, with the signal mask and the dispositions that
-/// pglock was started with.
+/// pglock was started with. Just before the program is executed the new process calls `prepare` with its
+/// number, and does not execute it if that fails.
 ///
 /// # Errors
 /// The system has no process or descriptor left.
-pub fn spawn(program: &Program, signals: &Signals) -> io::Result<Child> {
+pub fn spawn(
+    program: &Program,
+    signals: &Signals,
+    prepare: impl FnOnce(Pid) -> io::Result<()>,
+) -> io::Result<Child> {
     let pointers = |strings: &[CString]| -> Vec<*const c_char> {
         let pointers = strings.iter().map(|string| string.as_ptr());
         pointers.chain([ptr::null()]).collect()
@@ -684,10 +752,16 @@ pub fn spawn(program: &Program, signals: &Signals) -> io::Result<Child> {
                 libc::sigaction(*signal, action, ptr::null_mut());
             }
             libc::sigprocmask(libc::SIG_SETMASK, &signals.mask, ptr::null_mut());
-            environ = environment.as_ptr();
-            libc::execvp(words[0], words.as_ptr());
-            let errno = (*errno()).to_ne_bytes();
-            libc::write(write_end.as_raw_fd(), errno.as_ptr().cast(), errno.len());
+            let error = match prepare(Pid(libc::getpid())) {
+                Ok(()) => {
+                    environ = environment.as_ptr();
+                    libc::execvp(words[0], words.as_ptr());
+                    io::Error::last_os_error()
+                }
+                Err(error) => error,
+            };
+            let errno = error.raw_os_error().unwrap_or(0).to_ne_bytes();
+            write_all(write_end.as_raw_fd(), &errno);
             libc::_exit(127);
         }
     }
@@ -739,5 +813,266 @@ pub fn run_in_child(limit: Duration, call: impl FnOnce()) {
     unsafe {
         libc::kill(pid, libc::SIGKILL);
         libc::waitpid(pid, ptr::null_mut(), 0);
+    }
+}
+
+// The guardian
+
+/// What pglock and its guardian both see, in memory that they share.
+pub struct Ward(&'static WardCells);
+
+struct WardCells {
+    group: AtomicI32,
+    deadline: AtomicU64,
+    fired: AtomicBool,
+}
+
+impl Ward {
+    /// A ward with no group and no deadline.
+    ///
+    /// # Errors
+    /// There is no memory left.
+    pub fn new() -> io::Result<Self> {
+        // SAFETY: the call makes new memory, filled with zeros, which are a value of the cells, and aligned
+        // to a page. It is shared with every process forked from here on, and never unmapped. The cells are
+        // atomic, so that processes may use them at once.
+        let cells = unsafe {
+            let address = libc::mmap(
+                ptr::null_mut(),
+                size_of::<WardCells>(),
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED | libc::MAP_ANON,
+                -1,
+                0,
+            );
+            if address == libc::MAP_FAILED {
+                return Err(io::Error::last_os_error());
+            }
+            &*address.cast::<WardCells>()
+        };
+        let ward = Self(cells);
+        ward.set_deadline(None);
+        Ok(ward)
+    }
+
+    /// The process group to be killed with pglock.
+    pub fn group(&self) -> Option<Pid> {
+        let group = self.0.group.load(Ordering::SeqCst);
+        (group != 0).then_some(Pid(group))
+    }
+
+    /// Names the group, or lets it go.
+    pub fn set_group(&self, group: Option<Pid>) {
+        let group = group.map_or(0, |group| group.0);
+        self.0.group.store(group, Ordering::SeqCst);
+    }
+
+    /// When the group has to be dead, on the clock of [`now`].
+    pub fn deadline(&self) -> Option<Duration> {
+        let deadline = self.0.deadline.load(Ordering::SeqCst);
+        (deadline != u64::MAX).then(|| Duration::from_nanos(deadline))
+    }
+
+    /// Moves that deadline.
+    pub fn set_deadline(&self, deadline: Option<Duration>) {
+        let deadline = deadline.map_or(u64::MAX, |deadline| {
+            u64::try_from(deadline.as_nanos()).unwrap_or(u64::MAX)
+        });
+        self.0.deadline.store(deadline, Ordering::SeqCst);
+    }
+
+    /// Whether the guardian has killed the group since its deadline had passed.
+    pub fn has_fired(&self) -> bool {
+        self.0.fired.load(Ordering::SeqCst)
+    }
+
+    /// Notes that it does.
+    pub fn set_fired(&self) {
+        self.0.fired.store(true, Ordering::SeqCst);
+    }
+}
+
+/// Forks a process out of reach of everything that is meant for pglock or its command: in a session of its
+/// own, all signals blocked, in the root folder, and with no descriptor but `kept`, which become its 0, 1
+/// and so on. It runs `job` and ends.
+///
+/// # Errors
+/// The system has no process left.
+pub fn fork_apart<const N: usize>(
+    kept: [RawFd; N],
+    job: impl FnOnce([RawFd; N]),
+) -> io::Result<Pid> {
+    // SAFETY: there is one thread, so the child finds nothing half done; it ends in `_exit`, so that nothing
+    // of the parent's is dropped twice.
+    let pid = check(unsafe { libc::fork() })?;
+    if pid != 0 {
+        return Ok(Pid(pid));
+    }
+    let mut numbers = [0; N];
+    // SAFETY: the calls take numbers, a set that was filled, and strings that live for ever. The
+    // descriptors are first moved above those that they are to become, so that none is closed too early.
+    unsafe {
+        let mut all = MaybeUninit::<libc::sigset_t>::zeroed();
+        libc::sigfillset(all.as_mut_ptr());
+        libc::sigprocmask(libc::SIG_SETMASK, all.as_ptr(), ptr::null_mut());
+        libc::setsid();
+        libc::chdir(c"/".as_ptr());
+        let aside = kept.map(|descriptor| libc::fcntl(descriptor, libc::F_DUPFD, N as c_int));
+        for (number, descriptor) in aside.into_iter().enumerate() {
+            numbers[number] = number as c_int;
+            libc::dup2(descriptor, number as c_int);
+        }
+        close_from(N as c_int);
+        #[cfg(target_os = "linux")]
+        libc::prctl(libc::PR_SET_NAME, c"pglock-guardian".as_ptr());
+    }
+    job(numbers);
+    exit(0);
+}
+
+/// Closes all descriptors from this one on.
+fn close_from(first: RawFd) {
+    #[cfg(target_os = "linux")]
+    // SAFETY: the call takes numbers only; what it closes, nobody in this process uses any more.
+    if unsafe { libc::syscall(libc::SYS_close_range, first, c_int::MAX, 0) } == 0 {
+        return;
+    }
+    // SAFETY: as above.
+    unsafe {
+        let most = libc::sysconf(libc::_SC_OPEN_MAX).clamp(256, 1 << 20);
+        for descriptor in first..most as RawFd {
+            libc::close(descriptor);
+        }
+    }
+}
+
+/// The next byte of a pipe, `None` where there is none now.
+pub fn read_byte(descriptor: RawFd) -> Option<u8> {
+    let mut byte = [0];
+    (read(descriptor, &mut byte) == 1).then_some(byte[0])
+}
+
+/// Waits until there is something to read, the end of a pipe counting (`true`), or the time has come.
+pub fn wait_until(descriptor: RawFd, deadline: Option<Duration>) -> bool {
+    let timer = Timer::new();
+    timer.set(deadline);
+    let mut waits = [Wait::read(descriptor), timer.wait()];
+    let left = deadline.map(|deadline| deadline.saturating_sub(now()));
+    poll(&mut waits, left).is_ok() && waits[0].ready
+}
+
+/// Waits for this long, whatever arrives.
+pub fn pause(time: Duration) {
+    std::thread::sleep(time);
+}
+
+/// A clock that wakes [`poll`] at a moment of [`now`]'s clock, also when the machine was suspended before
+/// it: the timeout of `poll` itself would not count that time.
+pub struct Timer {
+    #[cfg(target_os = "linux")]
+    descriptor: Option<OwnedFd>,
+}
+
+impl Timer {
+    /// A timer that is not set.
+    pub fn new() -> Self {
+        #[cfg(target_os = "linux")]
+        {
+            let flags = libc::TFD_CLOEXEC | libc::TFD_NONBLOCK;
+            // SAFETY: the call takes numbers only. What it opens, nobody else owns.
+            let descriptor = unsafe {
+                check(libc::timerfd_create(libc::CLOCK_BOOTTIME, flags))
+                    .ok()
+                    .map(|descriptor| OwnedFd::from_raw_fd(descriptor))
+            };
+            Self { descriptor }
+        }
+        #[cfg(not(target_os = "linux"))]
+        Self {}
+    }
+
+    /// Sets the moment, or none.
+    pub fn set(&self, _moment: Option<Duration>) {
+        #[cfg(target_os = "linux")]
+        if let Some(descriptor) = &self.descriptor {
+            // All zeros would disarm it.
+            let moment = _moment.map(|moment| moment.max(Duration::from_nanos(1)));
+            let moment = moment.unwrap_or_default();
+            let zero = libc::timespec {
+                tv_sec: 0,
+                tv_nsec: 0,
+            };
+            let time = libc::itimerspec {
+                it_interval: zero,
+                it_value: libc::timespec {
+                    tv_sec: moment.as_secs() as libc::time_t,
+                    tv_nsec: moment.subsec_nanos().into(),
+                },
+            };
+            let flags = libc::TFD_TIMER_ABSTIME;
+            // SAFETY: the call reads the structure.
+            unsafe {
+                libc::timerfd_settime(descriptor.as_raw_fd(), flags, &time, ptr::null_mut());
+            }
+        }
+    }
+
+    /// What to give to [`poll`], beside a timeout for where there is no such timer.
+    pub fn wait(&self) -> Wait {
+        #[cfg(target_os = "linux")]
+        if let Some(descriptor) = &self.descriptor {
+            return Wait::read(descriptor.as_raw_fd());
+        }
+        // `poll` passes over a negative descriptor.
+        Wait::read(-1)
+    }
+}
+
+// The terminal
+
+/// The controlling terminal.
+pub struct Terminal {
+    descriptor: OwnedFd,
+    modes: libc::termios,
+}
+
+impl Terminal {
+    /// The controlling terminal, if there is one.
+    pub fn open() -> Option<Self> {
+        let flags = libc::O_RDWR | libc::O_CLOEXEC | libc::O_NOCTTY;
+        // SAFETY: the path lives for ever; what is opened, nobody else owns.
+        let descriptor = unsafe {
+            let descriptor = check(libc::open(c"/dev/tty".as_ptr(), flags)).ok()?;
+            OwnedFd::from_raw_fd(descriptor)
+        };
+        let mut modes = MaybeUninit::<libc::termios>::zeroed();
+        // SAFETY: the call fills the structure, for which all zeros are a value too.
+        let modes = unsafe {
+            check(libc::tcgetattr(descriptor.as_raw_fd(), modes.as_mut_ptr())).ok()?;
+            modes.assume_init()
+        };
+        Some(Self { descriptor, modes })
+    }
+
+    /// The process group in its foreground.
+    pub fn foreground(&self) -> Pid {
+        // SAFETY: the call takes a number only.
+        Pid(unsafe { libc::tcgetpgrp(self.descriptor.as_raw_fd()) })
+    }
+
+    /// Puts a process group into its foreground. Does nothing where the group has ended.
+    pub fn give_to(&self, group: Pid) {
+        // SAFETY: the call takes numbers only.
+        unsafe {
+            libc::tcsetpgrp(self.descriptor.as_raw_fd(), group.0);
+        }
+    }
+
+    /// Puts its modes back as they were when it was opened.
+    pub fn restore_modes(&self) {
+        // SAFETY: the call reads the structure.
+        unsafe {
+            libc::tcsetattr(self.descriptor.as_raw_fd(), libc::TCSADRAIN, &self.modes);
+        }
     }
 }
