@@ -1,5 +1,5 @@
-//! From a [`Config`] to a held lock: connect, try, and wait in turns. Nothing is running yet, so every
-//! signal that ends a process ends the attempt, at any point of it.
+//! From a [`Config`] to a held lock: connect, try, and wait. Nothing is running yet, so every signal that
+//! ends a process ends the attempt, at any point of it.
 
 use std::ffi::{CStr, CString};
 use std::fmt;
@@ -7,18 +7,25 @@ use std::time::Duration;
 
 use crate::config::{Config, Wait};
 use crate::connect::Target;
+use crate::drive::{self, Interrupt, drive, left};
 use crate::exit::Exit;
 use crate::guardian::Guardian;
 use crate::lease::Terms;
-use crate::lock::{self, Caution, Lock, TURN, Verdict};
+use crate::lock::{self, Caution, Claim, Hold, Lock, TURN, Verdict};
 use crate::log::{self, Log};
-use crate::pq::{Error, Interest, Outcome};
+use crate::pq::{Error, Outcome};
 use crate::session::{Event, Session};
+use crate::status;
 use crate::sys::{self, Signal, Signals, Ward};
 
-/// How long to wait for a server's answer to a cancel or an unlock before leaving the rest to the close of
-/// the connection.
-const LAST_WORD: Duration = Duration::from_secs(1);
+/// How long to wait between two attempts behind a pooler, on the average: a waiter there must not sit on
+/// one of the pool's few connections.
+const POOLED_PAUSE: Duration = Duration::from_millis(500);
+/// The first and the longest pause before a server is tried again that is down, starting or full.
+const RETRY: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(1)];
+
+/// Keywords of libpq's and their values.
+pub type Settings = Vec<(CString, CString)>;
 
 /// A lock that is held, and what holds it.
 pub struct Held {
@@ -35,7 +42,9 @@ pub struct Held {
     /// Who does it.
     pub guardian: Guardian,
     /// How to connect to the same server again, without a look-up that may block.
-    pub settings: Vec<(CString, CString)>,
+    pub settings: Settings,
+    /// Whether the session is known by a name that tells since when it has waited.
+    pub waited: bool,
 }
 
 /// Why there is no lock.
@@ -59,84 +68,62 @@ pub fn acquire(
     signals: &Signals,
     log: Log,
 ) -> Result<Held, Stop> {
-    let ward = Ward::new().map_err(|error| failed(format_args!("no memory: {error}")))?;
-    let target = Target::new(&config.server).map_err(failed)?;
-    let mut attempt = Attempt {
-        config,
-        signals,
-        log,
-        lock: Lock {
-            key: config.lock_id.into(),
-            ttl: config.terms.map(Terms::ttl),
-            fence: config.fence,
-        },
-        wait_until: match config.wait {
-            Wait::Seconds(seconds) => Some(start + Duration::from_secs(seconds.into())),
-            Wait::No | Wait::Forever => None,
-        },
-        ward,
-        guardian: None,
-    };
+    let target = Target::new(&config.server, &config.command).map_err(failed)?;
+    let mut attempt = Attempt::new(config, start, signals, log, &target)?;
     log.info(format_args!("Connecting to PostgreSQL at {target}."));
-    let (mut session, settings) = attempt.connect(&target, start)?;
-    attempt.describe(&session);
-    match config.wait {
-        Wait::No => log.info("Trying to obtain lock."),
-        Wait::Seconds(seconds) => log.info(format_args!(
-            "Obtaining lock with {seconds} seconds timeout.."
-        )),
-        Wait::Forever => log.info("Obtaining lock without timeout.."),
-    }
-    let (sent, token) = attempt.obtain(&mut session)?;
-    let Some(guardian) = attempt.guardian else {
-        return Err(failed("no guardian"));
-    };
-    Ok(Held {
-        settings: same_server(settings, &session),
-        session,
-        lock: attempt.lock,
-        sent,
-        token,
-        ward: attempt.ward,
-        guardian,
+    attempt.run(Attempt::try_host)
+}
+
+/// Asks who holds the lock that the configuration names, or any.
+///
+/// # Errors
+/// The server could not be asked.
+pub fn status(
+    config: &Config,
+    start: Duration,
+    signals: &Signals,
+    log: Log,
+) -> Result<Vec<Outcome>, Stop> {
+    let target = Target::new(&config.server, &config.command).map_err(failed)?;
+    let mut attempt = Attempt::new(config, start, signals, log, &target)?;
+    attempt.run(|attempt, settings, hosts_left| {
+        let mut session = attempt.connect(settings, hosts_left)?;
+        let claim = config.names_lock.then_some(&attempt.claim);
+        let sql = status::sql(session.connection(), claim);
+        let outcomes = attempt.exchange(&mut session, &sql, Duration::ZERO, false)?;
+        match outcomes.last() {
+            Some(Outcome::Failed(error)) => Err(failed(error).into()),
+            _ => Ok(outcomes),
+        }
     })
 }
 
-/// The settings with the address that they have led to, so that no name has to be looked up again.
-fn same_server(
-    mut settings: Vec<(CString, CString)>,
-    session: &Session,
-) -> Vec<(CString, CString)> {
-    if let Some(address) = session.connection().address() {
-        settings.push((
-            c"hostaddr".into(),
-            CString::new(address).unwrap_or_default(),
-        ));
-    }
-    settings
+/// What went wrong with one host.
+struct Trouble {
+    message: String,
+    again: Again,
 }
 
-/// Gives a lock up and waits for the server's word that it is free. `false` where the server did not
-/// say so: then the lock goes when the server notices that the session has.
-pub fn release(session: &mut Session, lock: Lock, signals: &Signals) -> bool {
-    let deadline = Some(sys::now() + LAST_WORD);
-    // What was asked before is answered first.
-    while session.is_asking() {
-        match drive(session, signals, deadline) {
-            Ok(_) | Err(Interrupt::Signal(_)) => {}
-            Err(Interrupt::Late | Interrupt::Failed(_)) => return false,
-        }
-    }
-    if session.ask(&lock.release_sql()).is_err() {
-        return false;
-    }
-    loop {
-        match drive(session, signals, deadline) {
-            Ok(Event::Answered(outcomes)) => return lock::was_released(&outcomes),
-            // The end has begun already.
-            Ok(Event::Connected) | Err(Interrupt::Signal(_)) => {}
-            Err(Interrupt::Late | Interrupt::Failed(_)) => return false,
-        }
+/// Whether a host is worth another attempt.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Again {
+    /// It would refuse again.
+    Never,
+    /// It is down, or not the primary: by the time that a waiter has, it may be back.
+    IfWaiting,
+    /// It is starting, or full: it will take connections in a moment.
+    Soon,
+}
+
+/// Why there is no lock from one host.
+enum Failure {
+    Stop(Stop),
+    Host(Trouble),
+}
+
+impl From<Stop> for Failure {
+    fn from(stop: Stop) -> Self {
+        Self::Stop(stop)
     }
 }
 
@@ -144,153 +131,319 @@ struct Attempt<'a> {
     config: &'a Config,
     signals: &'a Signals,
     log: Log,
-    lock: Lock,
-    wait_until: Option<Duration>,
+    claim: Claim,
+    target: &'a Target,
+    /// When to give up: the end of the wait, or of the time for connecting where there is no wait.
+    until: Option<Duration>,
     ward: Ward,
     guardian: Option<Guardian>,
+    /// Whether it was said that the lock is being obtained.
+    announced: bool,
+    /// Whether others held the lock at first.
+    waited: bool,
+    /// What the lock can be bound to on the connection that there is.
+    hold: Hold,
 }
 
-impl Attempt<'_> {
-    /// Connects to the first host that takes the connection. The time there is is shared among the hosts
-    /// that are left, so that one that does not answer leaves some to the next.
-    fn connect(
-        &self,
-        target: &Target,
+impl<'a> Attempt<'a> {
+    fn new(
+        config: &'a Config,
         start: Duration,
-    ) -> Result<(Session, Vec<(CString, CString)>), Stop> {
-        let limit = self.config.connect_timeout.map(|timeout| start + timeout);
-        let deadline = limit.into_iter().chain(self.wait_until).min();
-        let late = late(target, self.config);
-        let mut errors: Vec<String> = Vec::new();
-        let hosts = target.hosts();
-        let mut hosts_left = hosts.len() as u32;
-        for settings in hosts {
-            let share = left(deadline).map(|left| sys::now() + left / hosts_left);
-            hosts_left -= 1;
-            match self.connect_to_host(&settings, share, deadline, &late) {
-                Ok(session) => return Ok((session, settings)),
-                Err(Interrupt::Signal(signal)) => return Err(Stop::Signal(signal)),
-                Err(Interrupt::Late) => errors.push(late.clone()),
-                Err(Interrupt::Failed(error)) => errors.push(error.message),
-            }
-        }
-        errors.dedup();
-        Err(Stop::Failed(format!(
-            "could not connect: {}",
-            errors.join("; ")
-        )))
+        signals: &'a Signals,
+        log: Log,
+        target: &'a Target,
+    ) -> Result<Self, Stop> {
+        let connect_until = config.connect_timeout.map(|timeout| start + timeout);
+        Ok(Self {
+            config,
+            signals,
+            log,
+            claim: Claim {
+                name: config.lock.clone(),
+                shared: config.shared,
+                slots: config.slots,
+                ttl: config.terms.map(Terms::ttl),
+                fence: config.fence,
+            },
+            target,
+            until: match config.wait {
+                Wait::Seconds(seconds) => Some(start + Duration::from_secs(seconds.into())),
+                Wait::No => connect_until,
+                Wait::Forever => None,
+            },
+            ward: Ward::new().map_err(|error| failed(format_args!("no memory: {error}")))?,
+            guardian: None,
+            announced: false,
+            waited: false,
+            hold: Hold::Session,
+        })
     }
 
-    /// Connects to one host by its own `share` of the time. A look-up of a name may block, which cannot be
-    /// taken back: it ends pglock at the `deadline`, with `late` as its last word.
-    fn connect_to_host(
-        &self,
-        settings: &[(CString, CString)],
-        share: Option<Duration>,
-        deadline: Option<Duration>,
-        late: &str,
-    ) -> Result<Session, Interrupt> {
-        let then = sys::wall_clock() + left(deadline).unwrap_or_default().as_secs() as i64;
-        let last_line = log::error_line(then, format_args!("could not connect: {late}"));
-        let status = Exit::Failed.status();
-        let mut session = self
-            .signals
-            .while_blocking(deadline, &last_line, status, || Session::start(settings))
-            .map_err(Interrupt::Failed)?;
-        loop {
-            ready(&session, self.signals, share)?;
-            let event = self
-                .signals
-                .while_blocking(deadline, &last_line, status, || session.step())
-                .map_err(Interrupt::Failed)?;
-            if event == Some(Event::Connected) {
-                return Ok(session);
+    /// Goes through the hosts, and again as long as that is worth it, until one gives what `each` wants of
+    /// it. `each` is told how many hosts are left, itself included.
+    fn run<T>(
+        &mut self,
+        mut each: impl FnMut(&mut Self, &Settings, u32) -> Result<T, Failure>,
+    ) -> Result<T, Stop> {
+        for round in 0_u32.. {
+            let mut again = Again::Never;
+            let mut messages: Vec<String> = Vec::new();
+            let hosts = self.target.hosts();
+            let mut hosts_left = hosts.len() as u32;
+            for settings in hosts {
+                let trouble = match each(self, &settings, hosts_left) {
+                    Ok(wanted) => return Ok(wanted),
+                    Err(Failure::Stop(stop)) => return Err(stop),
+                    Err(Failure::Host(trouble)) => trouble,
+                };
+                hosts_left -= 1;
+                again = again.max(trouble.again);
+                messages.push(trouble.message);
             }
+            messages.dedup();
+            let message = messages.join("; ");
+            let worth_it = match self.config.wait {
+                Wait::No => again == Again::Soon,
+                Wait::Seconds(_) | Wait::Forever => again >= Again::IfWaiting,
+            };
+            if !worth_it || left(self.until) == Some(Duration::ZERO) {
+                return Err(Stop::Failed(message));
+            }
+            if round == 0 {
+                self.log.info(format_args!("{message}; trying again."));
+            }
+            let [first, longest] = RETRY;
+            let pause = jittered((first * 2_u32.pow(round.min(10))).min(longest));
+            self.pause(pause)?;
         }
+        Err(failed("no attempt is left"))
     }
 
-    /// Under `--verbose`: which server and backend this is, and how it holds the lock.
-    fn describe(&self, session: &Session) {
+    /// Lets time pass, but not beyond the end of the wait.
+    fn pause(&self, time: Duration) -> Result<(), Stop> {
+        let then = sys::now() + time;
+        let then = self.until.map_or(then, |until| until.min(then));
+        drive::pause(self.signals, then).map_err(|interrupt| match interrupt {
+            Interrupt::Signal(signal) => Stop::Signal(signal),
+            Interrupt::Late => Stop::NotObtained,
+            Interrupt::Failed(error) => failed(error),
+        })
+    }
+
+    /// Connects to one host and obtains the lock there. The time there is for connecting is shared with the
+    /// hosts that are left, so that one that does not answer leaves some to the next.
+    fn try_host(&mut self, settings: &Settings, hosts_left: u32) -> Result<Held, Failure> {
+        let mut session = self.connect(settings, hosts_left)?;
+        self.hold = Hold::Session;
         let connection = session.connection();
-        let lease = match self.lock.ttl.map(|ttl| ttl.as_secs()) {
-            None => "without a lease".to_owned(),
-            Some(ttl) if lock::has_lease(connection.server_version()) => {
-                format!("with a lease of {ttl} s")
-            }
-            Some(ttl) => format!(
-                "with TCP keepalive of {ttl} s in place of a lease, which servers before 14 do not have"
-            ),
-        };
         self.log.detail(format_args!(
-            "Connected to PostgreSQL {}, backend {}; exclusive lock of the session, {lease}.",
+            "Connected to PostgreSQL {}, backend {}.",
             connection.reported(c"server_version").unwrap_or_default(),
             connection.backend_pid(),
         ));
+        if !self.announced {
+            self.announced = true;
+            match self.config.wait {
+                Wait::No => self.log.info("Trying to obtain lock."),
+                Wait::Seconds(seconds) => self.log.info(format_args!(
+                    "Obtaining lock with {seconds} seconds timeout.."
+                )),
+                Wait::Forever => self.log.info("Obtaining lock without timeout.."),
+            }
+        }
+        // A guardian is bound to one connection.
+        if let Some(before) = self.guardian.take() {
+            before.dismiss();
+        }
+        let (lock, sent, mut token) = self.obtain(&mut session)?;
+        if self.config.fence && token.is_none() {
+            token = Some(self.token(settings, &mut session, lock)?);
+        }
+        self.describe(&session, lock.hold());
+        let guardian = self.guardian.take().ok_or_else(|| failed("no guardian"))?;
+        Ok(Held {
+            settings: same_server(settings.clone(), &session),
+            session,
+            lock,
+            sent,
+            token,
+            ward: self.ward,
+            guardian,
+            waited: self.waited,
+        })
     }
 
-    /// Tries once, then waits in turns if there is anything to wait for. Returns when the message was sent
-    /// whose answer says that the lock is held, and the fencing token.
-    fn obtain(&mut self, session: &mut Session) -> Result<(Duration, Option<u64>), Stop> {
-        let try_sql =
-            |lock: Lock, session: &Session, caution| lock.try_sql(session.connection(), caution);
-        let sql = try_sql(self.lock, session, Caution::HoldOff);
-        let (mut sent, mut verdict) = self.ask(session, &sql, Duration::ZERO)?;
-        loop {
-            match verdict {
-                Verdict::Held(token) => return Ok((sent, token)),
-                Verdict::Refused(error) => return Err(failed(error)),
-                Verdict::Young => {
-                    let caution = self.hold_off(session)?;
-                    let sql = try_sql(self.lock, session, caution);
-                    (sent, verdict) = self.ask(session, &sql, Duration::ZERO)?;
-                    continue;
+    /// Connects to one host. A look-up of a name may block, which cannot be taken back: it ends pglock at
+    /// the deadline.
+    fn connect(&self, settings: &Settings, hosts_left: u32) -> Result<Session, Failure> {
+        let timeout = self
+            .config
+            .connect_timeout
+            .map(|timeout| sys::now() + timeout);
+        let deadline = timeout.into_iter().chain(self.until).min();
+        let time = left(deadline).unwrap_or_default();
+        let late = format!(
+            "could not connect: no answer from {} within {} s",
+            self.target,
+            time.as_secs_f64().round()
+        );
+        let share = left(deadline).map(|left| sys::now() + left / hosts_left);
+        let last_line = log::error_line(sys::wall_clock() + time.as_secs() as i64, &late);
+        let status = Exit::Failed.status();
+        let signals = self.signals;
+        let connected = signals
+            .while_blocking(deadline, &last_line, status, || Session::start(settings))
+            .map_err(Interrupt::Failed)
+            .and_then(|mut session| {
+                loop {
+                    drive::ready(&session, signals, share)?;
+                    let event = signals
+                        .while_blocking(deadline, &last_line, status, || session.step())
+                        .map_err(Interrupt::Failed)?;
+                    if event == Some(Event::Connected) {
+                        return Ok(session);
+                    }
                 }
-                Verdict::Busy => {}
+            });
+        connected.map_err(|interrupt| match interrupt {
+            Interrupt::Signal(signal) => Stop::Signal(signal).into(),
+            Interrupt::Late => Failure::Host(Trouble {
+                message: late,
+                again: Again::IfWaiting,
+            }),
+            Interrupt::Failed(error) => Failure::Host(Trouble {
+                again: again(&error),
+                message: format!("could not connect: {error}"),
+            }),
+        })
+    }
+
+    /// Tries once, then waits if there is anything to wait for. Returns the lock, when the message was sent
+    /// whose answer says that it is held, and the fencing token.
+    fn obtain(&mut self, session: &mut Session) -> Result<(Lock, Duration, Option<u64>), Failure> {
+        let waits = self.config.wait != Wait::No;
+        let mut caution = Caution::HoldOff;
+        loop {
+            let connection = session.connection();
+            let sql = self.claim.try_sql(connection, self.hold, caution, waits);
+            let (mut sent, mut verdict) = self.ask(session, &sql, Duration::ZERO)?;
+            while self.hold == Hold::Session && matches!(verdict, Verdict::Busy | Verdict::First) {
+                let left = self.time_to_wait(session)?;
+                let turn = left.as_millis().clamp(1, TURN.into()) as u32;
+                let first = verdict == Verdict::First;
+                let sql = self.claim.wait_sql(session.connection(), turn, first);
+                (sent, verdict) = self.ask(session, &sql, Duration::from_millis(turn.into()))?;
             }
-            let left = match (self.config.wait, left(self.wait_until)) {
-                (Wait::No, _) | (_, Some(Duration::ZERO)) => return Err(Stop::NotObtained),
-                (_, left) => left.unwrap_or(Duration::MAX),
-            };
-            let turn = left.as_millis().clamp(1, TURN.into()) as u32;
-            let sql = self.lock.wait_sql(session.connection(), turn);
-            let turn = Duration::from_millis(turn.into());
-            (sent, verdict) = self.ask(session, &sql, turn)?;
+            if self.hold == Hold::Transaction && !matches!(verdict, Verdict::Held(..)) {
+                // The pool's connection goes back to the pool.
+                self.call(session, c"rollback", Duration::ZERO)?;
+            }
+            match verdict {
+                Verdict::Held(key, token) => {
+                    return Ok((self.claim.lock(key, self.hold), sent, token));
+                }
+                Verdict::Busy | Verdict::First => {
+                    let left = self.time_to_wait(session)?;
+                    self.pause(jittered(POOLED_PAUSE).min(left))?;
+                }
+                Verdict::Young => caution = self.hold_off(session)?,
+                Verdict::Pooled => self.hold = Hold::Transaction,
+                Verdict::Standby => {
+                    return Err(Failure::Host(Trouble {
+                        message: "the server is a standby, whose locks do not exclude those of its primary: \
+                                  connect to the primary"
+                            .to_owned(),
+                        again: Again::IfWaiting,
+                    }));
+                }
+                Verdict::Refused(error) => {
+                    return Err(Failure::Host(Trouble {
+                        again: again(&error),
+                        message: format!("the lock call failed: {error}"),
+                    }));
+                }
+            }
         }
     }
 
-    /// Asks for the lock. The answer may take as long as the turn in the queue, and as connecting might.
-    /// Returns when it was asked for, and what the server said.
+    /// How long there is to wait yet, for a lock that others hold.
+    fn time_to_wait(&mut self, session: &mut Session) -> Result<Duration, Stop> {
+        self.waited = true;
+        match (self.config.wait, left(self.until)) {
+            (Wait::No, _) | (Wait::Seconds(_), Some(Duration::ZERO)) => {
+                if self.log.is_verbose() {
+                    self.name_holders(session)?;
+                }
+                Err(Stop::NotObtained)
+            }
+            (_, left) => Ok(left.unwrap_or(Duration::MAX)),
+        }
+    }
+
+    /// Says who holds the lock that was not obtained.
+    fn name_holders(&mut self, session: &mut Session) -> Result<(), Stop> {
+        let sql = status::sql(session.connection(), Some(&self.claim));
+        match self.call(session, &sql, Duration::ZERO) {
+            Ok(outcomes) => {
+                for holder in status::holders(&outcomes) {
+                    self.log.detail(format_args!("Held by {holder}."));
+                }
+                Ok(())
+            }
+            Err(Failure::Stop(stop)) => Err(stop),
+            // It is only a courtesy.
+            Err(Failure::Host(_)) => Ok(()),
+        }
+    }
+
+    /// Asks for the lock. Returns when it was asked for, and what the server said.
     fn ask(
         &mut self,
         session: &mut Session,
         sql: &CStr,
         turn: Duration,
-    ) -> Result<(Duration, Verdict), Stop> {
+    ) -> Result<(Duration, Verdict), Failure> {
         let sent = sys::now();
         let outcomes = self.call(session, sql, turn)?;
-        Ok((sent, lock::verdict(&outcomes, !turn.is_zero())))
+        Ok((sent, lock::verdict(&outcomes)))
     }
 
-    /// Sends a query that may have to do with the lock, and waits for its answer.
+    /// Sends a query that has to do with the lock, and waits for its answer.
     fn call(
         &mut self,
         session: &mut Session,
         sql: &CStr,
         turn: Duration,
-    ) -> Result<Vec<Outcome>, Stop> {
-        session
-            .ask(sql)
-            .map_err(|error| failed(format_args!("the lock call failed: {error}")))?;
-        if self.guardian.is_none() {
+    ) -> Result<Vec<Outcome>, Failure> {
+        self.exchange(session, sql, turn, true)
+    }
+
+    /// Sends a query and waits for its answer, which may take as long as the turn in the queue, and as
+    /// connecting might. Where a lock may come of it there is a `guarded` connection.
+    fn exchange(
+        &mut self,
+        session: &mut Session,
+        sql: &CStr,
+        turn: Duration,
+        guarded: bool,
+    ) -> Result<Vec<Outcome>, Failure> {
+        let lost = |error: Error| {
+            Failure::Host(Trouble {
+                again: again(&error).max(Again::IfWaiting),
+                message: format!("the connection was lost in the lock call: {error}"),
+            })
+        };
+        session.ask(sql).map_err(lost)?;
+        if guarded && self.guardian.is_none() {
             // Made while the server is busy, so that it costs no time.
             let socket = session.wants().map(|(descriptor, _)| descriptor);
             match Guardian::post(&self.ward, socket) {
                 Ok(guardian) => self.guardian = Some(guardian),
                 Err(error) => {
-                    self.withdraw(session, !turn.is_zero());
-                    return Err(failed(format_args!(
-                        "could not start the guardian: {error}"
-                    )));
+                    self.withdraw(session);
+                    return Err(
+                        failed(format_args!("could not start the guardian: {error}")).into(),
+                    );
                 }
             }
         }
@@ -301,27 +454,41 @@ impl Attempt<'_> {
                 Ok(Event::Answered(outcomes)) => return Ok(outcomes),
                 Ok(Event::Connected) => {}
                 Err(Interrupt::Signal(signal)) => {
-                    self.withdraw(session, !turn.is_zero());
-                    return Err(Stop::Signal(signal));
+                    self.withdraw(session);
+                    return Err(Stop::Signal(signal).into());
                 }
                 Err(Interrupt::Late) => {
-                    return Err(failed(format_args!(
-                        "no answer to the lock call within {} s (--connect-timeout)",
-                        patience.unwrap_or_default().as_secs()
-                    )));
+                    return Err(Failure::Host(Trouble {
+                        message: format!(
+                            "no answer to the lock call within {} s (--connect-timeout)",
+                            patience.unwrap_or_default().as_secs()
+                        ),
+                        again: Again::IfWaiting,
+                    }));
                 }
-                Err(Interrupt::Failed(error)) => {
-                    return Err(failed(format_args!("the lock call failed: {error}")));
-                }
+                Err(Interrupt::Failed(error)) => return Err(lost(error)),
             }
         }
     }
 
+    /// Takes a call for the lock back.
+    fn withdraw(&self, session: &mut Session) {
+        let outcomes = drive::cancel(session, self.signals).unwrap_or_default();
+        if self.hold == Hold::Transaction {
+            // A pooler closes the server's connection too if its client leaves in a transaction.
+            drive::last_word(session, c"rollback", self.signals);
+        } else if let Verdict::Held(key, _) = lock::verdict(&outcomes) {
+            // Granted before the cancel came.
+            drive::release(session, self.claim.lock(key, self.hold), self.signals);
+        }
+    }
+
     /// Waits until no earlier holder can take its lock again on a server that has lost its sessions.
-    fn hold_off(&mut self, session: &mut Session) -> Result<Caution, Stop> {
-        let outcomes = self.call(session, &self.lock.age_sql(), Duration::ZERO)?;
+    fn hold_off(&mut self, session: &mut Session) -> Result<Caution, Failure> {
+        let sql = self.claim.age_sql();
+        let outcomes = self.call(session, &sql, Duration::ZERO)?;
         if let Some(Outcome::Failed(error)) = outcomes.last() {
-            return Err(failed(error));
+            return Err(failed(error).into());
         }
         let time = lock::hold_off(&outcomes).ok_or_else(|| {
             failed("the server answered the question for its age with something else")
@@ -334,123 +501,100 @@ impl Attempt<'_> {
              may take its lock again.",
             time.as_secs_f64()
         ));
-        let until = sys::now() + time;
-        let deadline = self
-            .wait_until
-            .map_or(until, |wait_until| wait_until.min(until));
-        match drive(session, self.signals, Some(deadline)) {
-            Err(Interrupt::Late) if deadline < until => Err(Stop::NotObtained),
-            Err(Interrupt::Late) | Ok(_) => Ok(Caution::HoldOff),
-            Err(Interrupt::Signal(signal)) => Err(Stop::Signal(signal)),
-            Err(Interrupt::Failed(error)) => Err(failed(format_args!(
-                "the connection was lost while holding off: {error}"
-            ))),
-        }
-    }
-
-    /// Takes a call for the lock back, so that no backend waits for a lock that nobody wants any more.
-    fn withdraw(&self, session: &mut Session, waited: bool) {
-        if let Some(canceller) = session.connection().canceller() {
-            sys::run_in_child(LAST_WORD, || canceller.cancel());
-        }
-        let deadline = Some(sys::now() + LAST_WORD);
-        loop {
-            match drive(session, self.signals, deadline) {
-                Ok(Event::Answered(outcomes)) => {
-                    // Granted before the cancel came.
-                    if matches!(lock::verdict(&outcomes, waited), Verdict::Held(_)) {
-                        release(session, self.lock, self.signals);
-                    }
-                    return;
-                }
-                Ok(Event::Connected) | Err(Interrupt::Signal(_)) => {}
-                Err(Interrupt::Late | Interrupt::Failed(_)) => return,
-            }
-        }
-    }
-}
-
-/// What keeps a session from going on.
-enum Interrupt {
-    Signal(Signal),
-    Late,
-    Failed(Error),
-}
-
-/// Carries a session on until something has happened on it.
-fn drive(
-    session: &mut Session,
-    signals: &Signals,
-    deadline: Option<Duration>,
-) -> Result<Event, Interrupt> {
-    loop {
-        ready(session, signals, deadline)?;
-        if let Some(event) = session.step().map_err(Interrupt::Failed)? {
-            return Ok(event);
-        }
-    }
-}
-
-/// Waits until a session can take a step.
-fn ready(
-    session: &Session,
-    signals: &Signals,
-    deadline: Option<Duration>,
-) -> Result<(), Interrupt> {
-    loop {
-        let Some(wait) = wait_for(session) else {
-            return Ok(());
+        let then = sys::now() + time;
+        let deadline = match self.config.wait {
+            Wait::Seconds(_) => self.until.map_or(then, |until| until.min(then)),
+            Wait::No | Wait::Forever => then,
         };
-        let mut waits = [sys::Wait::read(signals.descriptor()), wait];
-        sys::poll(&mut waits, left(deadline)).map_err(|error| {
-            Interrupt::Failed(Error {
-                sqlstate: None,
-                message: format!("poll: {error}"),
-            })
-        })?;
-        for signal in signals.take() {
-            if signal == Signal::TSTP {
-                sys::signal_own_group_by_default(signal);
-            } else if !signal.is_harmless() {
-                return Err(Interrupt::Signal(signal));
+        match drive(session, self.signals, Some(deadline)) {
+            Err(Interrupt::Late) if deadline < then => Err(Stop::NotObtained.into()),
+            Err(Interrupt::Late) | Ok(_) => Ok(Caution::HoldOff),
+            Err(Interrupt::Signal(signal)) => Err(Stop::Signal(signal).into()),
+            Err(Interrupt::Failed(error)) => Err(Failure::Host(Trouble {
+                message: format!("the connection was lost while holding off: {error}"),
+                again: Again::IfWaiting,
+            })),
+        }
+    }
+
+    /// Takes a fencing token for a lock that is bound to a transaction. In that transaction it would hold
+    /// back vacuum for as long as the command runs, so it needs one of its own, on another connection.
+    fn token(
+        &mut self,
+        settings: &Settings,
+        session: &mut Session,
+        lock: Lock,
+    ) -> Result<u64, Failure> {
+        let taken = self.connect(settings, 1).and_then(|mut other| {
+            let outcomes = self.exchange(&mut other, &Claim::token_sql(), Duration::ZERO, false)?;
+            lock::token(&outcomes).ok_or_else(|| failed("the server gave no fencing token").into())
+        });
+        if taken.is_err() {
+            drive::release(session, lock, self.signals);
+        }
+        taken
+    }
+
+    /// Under `--verbose`: how the lock is held.
+    fn describe(&self, session: &Session, hold: Hold) {
+        let kind = if self.claim.shared {
+            "shared"
+        } else {
+            "exclusive"
+        };
+        let bound = match hold {
+            Hold::Session => "of the session",
+            Hold::Transaction => "of a transaction, since a pooler is in between",
+        };
+        let lease = match self.claim.ttl.map(|ttl| ttl.as_secs()) {
+            None => "without a lease".to_owned(),
+            Some(ttl) if lock::has_lease(session.connection(), hold) => {
+                format!("with a lease of {ttl} s")
             }
-        }
-        if waits[1].ready {
-            return Ok(());
-        }
-        if left(deadline) == Some(Duration::ZERO) {
-            return Err(Interrupt::Late);
-        }
+            Some(ttl) => format!(
+                "with TCP keepalive of {ttl} s in place of a lease, which servers before 14 do not have"
+            ),
+        };
+        self.log
+            .detail(format_args!("The lock is {kind}, {bound}, {lease}."));
     }
 }
 
-/// What to poll for a session.
-pub fn wait_for(session: &Session) -> Option<sys::Wait> {
-    let (descriptor, interest) = session.wants()?;
-    Some(match interest {
-        Interest::Read => sys::Wait::read(descriptor),
-        Interest::Write if session.is_connecting() => sys::Wait::write(descriptor),
-        Interest::Write => sys::Wait::both(descriptor),
-    })
+/// The settings with the address that they have led to, so that no name has to be looked up again.
+fn same_server(mut settings: Settings, session: &Session) -> Settings {
+    if let Some(address) = session.connection().address() {
+        settings.push((
+            c"hostaddr".into(),
+            CString::new(address).unwrap_or_default(),
+        ));
+    }
+    settings
 }
 
-/// The time until a deadline; zero when it has passed.
-fn left(deadline: Option<Duration>) -> Option<Duration> {
-    deadline.map(|deadline| deadline.saturating_sub(sys::now()))
+/// Whether an attempt that failed so is worth another.
+fn again(error: &Error) -> Again {
+    // The states are listed in PostgreSQL's appendix "Error Codes".
+    match error.sqlstate.as_deref() {
+        // cannot_connect_now: starting or shutting down; too_many_connections, also by a role's limit.
+        Some("57P03" | "53300") => Again::Soon,
+        // admin_shutdown, crash_shutdown.
+        Some("57P01" | "57P02") => Again::IfWaiting,
+        Some(_) => Again::Never,
+        // libpq itself: nobody answered, or the server closed the connection. What is left then are
+        // failures of TLS and of authentication on the client's side.
+        None if !error.reached || error.message.contains("closed the connection") => {
+            Again::IfWaiting
+        }
+        None => Again::Never,
+    }
+}
+
+/// A random time between half of this one and one and a half of it, so that those who were turned away
+/// together do not come back together.
+fn jittered(time: Duration) -> Duration {
+    time.mul_f64(0.5 + sys::random())
 }
 
 fn failed(error: impl fmt::Display) -> Stop {
     Stop::Failed(error.to_string())
-}
-
-/// What to say when nobody answers in time, and by which flag's word.
-fn late(target: &Target, config: &Config) -> String {
-    let (seconds, flag) = match (config.wait, config.connect_timeout) {
-        (Wait::Seconds(wait), Some(timeout)) if u64::from(wait) < timeout.as_secs() => {
-            (wait.into(), "wait")
-        }
-        (Wait::Seconds(wait), None) => (wait.into(), "wait"),
-        (_, timeout) => (timeout.unwrap_or_default().as_secs(), "connect-timeout"),
-    };
-    format!("no answer from {target} within {seconds} s (--{flag})")
 }

@@ -11,6 +11,10 @@ use std::time::Duration;
 
 use crate::flags::{FLAGS, Flag, Id, OTHER_VARIABLES, Value};
 use crate::lease::{LONGEST_TTL, Terms};
+use crate::lock::Name;
+
+/// An attempt looks at each slot in turn, and holds a snapshot meanwhile.
+const MOST_SLOTS: u32 = 10_000;
 
 /// What the command line asks for.
 pub enum Request {
@@ -18,16 +22,24 @@ pub enum Request {
     Help,
     /// `--version`.
     Version,
+    /// `--status`: of this lock, or of all.
+    Status(Box<Config>),
     /// Run a command.
-    Run(Config),
+    Run(Box<Config>),
 }
 
 /// Everything that pglock needs to know for a run.
 pub struct Config {
     /// Where and as whom to connect.
     pub server: Server,
-    /// The key of the lock.
-    pub lock_id: u32,
+    /// The lock.
+    pub lock: Name,
+    /// Whether a lock was named at all.
+    pub names_lock: bool,
+    /// Whether others may share it.
+    pub shared: bool,
+    /// How many may hold it at once; at least 1.
+    pub slots: u32,
     /// How long to wait for the lock.
     pub wait: Wait,
     /// The exit status when the lock was not obtained.
@@ -44,7 +56,7 @@ pub struct Config {
     pub fence: bool,
     /// How much to say.
     pub verbosity: Verbosity,
-    /// The command and its arguments; never empty.
+    /// The command and its arguments; empty for `--status` only.
     pub command: Vec<OsString>,
 }
 
@@ -172,16 +184,28 @@ pub fn read(
 
     words.exclude(Id::Block, Id::Wait)?;
     words.exclude(Id::Quiet, Id::Verbose)?;
+    words.exclude(Id::Lockname, Id::Lockid)?;
+    words.check_slots()?;
+    let password = environment
+        .iter()
+        .find(|(name, value)| name == "PGLOCK_PASS" && !value.is_empty())
+        .map(|(_, value)| value.clone());
+    if words.switch(Id::Status) {
+        return match command.first() {
+            None => Ok(Request::Status(Box::new(words.config(command, password)?))),
+            Some(word) => Err(Error(format!(
+                "{} takes no command, but was given {:?}",
+                words.origin(Id::Status),
+                word.to_string_lossy()
+            ))),
+        };
+    }
     if command.is_empty() {
         return Err(Error(
             "no command given: pglock [flags] [--] command [arg ...]; see pglock --help".to_owned(),
         ));
     }
-    let password = environment
-        .iter()
-        .find(|(name, value)| name == "PGLOCK_PASS" && !value.is_empty())
-        .map(|(_, value)| value.clone());
-    Ok(Request::Run(words.config(command, password)?))
+    Ok(Request::Run(Box::new(words.config(command, password)?)))
 }
 
 /// Where a word was given. A flag is stronger than a variable.
@@ -253,6 +277,7 @@ impl Words {
         self.0[id as usize].as_ref().map(|word| word.text.clone())
     }
 
+    /// Whether a switch is on, or any other flag given.
     fn switch(&self, id: Id) -> bool {
         self.0[id as usize].is_some()
     }
@@ -266,14 +291,39 @@ impl Words {
             .unwrap_or(0)
     }
 
-    /// How a number that is in force was given: `--ttl 15`, `PGLOCK_TTL=15`, `--ttl 15, the default`.
+    /// How a value that is in force was given: `--ttl 15`, `PGLOCK_TTL=15`, `--ttl 15, the default,`.
     fn origin(&self, id: Id) -> String {
-        let number = self.number(id);
+        let flag = Flag::of(id);
         match &self.0[id as usize] {
-            Some(word) if word.source == Source::Flag => format!("{} {number}", word.spelling),
-            Some(word) => format!("{}={number}", word.spelling),
-            None => format!("--{} {number}, the default,", Flag::of(id).name),
+            Some(word) if word.source == Source::Variable => {
+                format!("{}={}", word.spelling, word.text)
+            }
+            Some(word) if flag.value == Value::Switch => word.spelling.clone(),
+            Some(word) => format!("{} {}", word.spelling, word.text),
+            None => {
+                let default = flag.default.unwrap_or_default();
+                format!("--{} {default}, the default,", flag.name)
+            }
         }
+    }
+
+    /// Slots are at least one, and several are each exclusive.
+    fn check_slots(&self) -> Result<(), Error> {
+        let slots = self.number(Id::Slots);
+        if slots == 0 || slots > MOST_SLOTS {
+            return Err(Error(format!(
+                "{} is not from 1 to {MOST_SLOTS}",
+                self.origin(Id::Slots)
+            )));
+        }
+        if slots > 1 && self.switch(Id::Shared) {
+            return Err(Error(format!(
+                "{} and {} exclude each other: a slot has one holder",
+                self.origin(Id::Slots),
+                self.origin(Id::Shared)
+            )));
+        }
+        Ok(())
     }
 
     /// The lease, if there is one and it can be kept.
@@ -311,7 +361,13 @@ impl Words {
                 sslmode: self.text(Id::Sslmode),
                 password,
             },
-            lock_id: self.number(Id::Lockid),
+            lock: match self.text(Id::Lockname) {
+                Some(name) => Name::Text(name),
+                None => Name::Id(self.number(Id::Lockid)),
+            },
+            names_lock: self.switch(Id::Lockname) || self.switch(Id::Lockid),
+            shared: self.switch(Id::Shared),
+            slots: self.number(Id::Slots),
             wait: match self.number(Id::Wait) {
                 _ if self.switch(Id::Block) => Wait::Forever,
                 0 => Wait::No,
@@ -391,7 +447,7 @@ mod tests {
             .collect();
         let arguments = arguments.iter().map(OsString::from).collect();
         match read(arguments, &environment) {
-            Ok(Request::Run(config)) => Ok(config),
+            Ok(Request::Run(config)) => Ok(*config),
             Ok(_) => panic!("help or version"),
             Err(error) => Err(error.to_string()),
         }
@@ -400,7 +456,7 @@ mod tests {
     #[test]
     fn the_defaults_are_those_of_the_table() {
         let config = config(&["true"], &[]).unwrap();
-        assert_eq!(config.lock_id, 1);
+        assert_eq!(config.lock, Name::Id(1));
         assert_eq!(config.wait, Wait::No);
         assert_eq!(config.conflict_exit_code, 0);
         assert_eq!(config.connect_timeout, Some(Duration::from_secs(10)));
@@ -412,7 +468,7 @@ mod tests {
     fn flags_are_stronger_than_variables_and_the_last_flag_wins() {
         let variables = [("PGLOCK_LOCKID", "7"), ("PGLOCK_HOST", "elsewhere")];
         let config = config(&["--lockid", "8", "--lockid=9", "true"], &variables).unwrap();
-        assert_eq!(config.lock_id, 9);
+        assert_eq!(config.lock, Name::Id(9));
         assert_eq!(config.server.host.as_deref(), Some("elsewhere"));
     }
 

@@ -5,12 +5,13 @@
 //! fills in its own sources by itself, so the defaults are put below them as variables of pglock's own
 //! environment, which the command does not get.
 
-use std::ffi::{CStr, CString};
+use std::ffi::{CStr, CString, OsString};
 use std::fmt;
 use std::os::unix::ffi::OsStrExt;
 
 use crate::config::Server;
 use crate::flags::{Flag, Id};
+use crate::label;
 use crate::pq;
 use crate::sys;
 
@@ -29,7 +30,7 @@ impl Target {
     /// # Errors
     /// A connection string that libpq does not understand, or lists of hosts and ports that do not
     /// match.
-    pub fn new(server: &Server) -> Result<Self, pq::Error> {
+    pub fn new(server: &Server, command: &[OsString]) -> Result<Self, pq::Error> {
         let mut given = Vec::new();
         match &server.database {
             Some(string) if is_connection_string(string) => {
@@ -58,8 +59,11 @@ impl Target {
             set(&mut given, "password", password.as_bytes());
         }
         if get(&given, "fallback_application_name").is_none() {
-            set(&mut given, "fallback_application_name", b"pglock");
+            let label = label::label(command);
+            set(&mut given, "fallback_application_name", label.as_bytes());
         }
+        // The encoding of all that pglock itself says to a server.
+        set(&mut given, "client_encoding", b"UTF8");
         put_defaults_below(&given);
 
         let in_force = |keyword: &str, sources: &[(String, String)]| {
@@ -118,11 +122,11 @@ fn is_connection_string(text: &str) -> bool {
 /// part of a password.
 fn parse(string: &str) -> Result<Vec<Setting>, pq::Error> {
     let given = pq::parse(&c_string(string.as_bytes())).map_err(|error| pq::Error {
-        sqlstate: None,
         message: format!(
             "the connection string given as database: {}",
             without_quotes(&error.message)
         ),
+        ..error
     })?;
     Ok(given
         .into_iter()
@@ -226,8 +230,8 @@ fn split(
 
 fn mismatch(one: usize, these: &str, other: usize, those: &str) -> pq::Error {
     pq::Error {
-        sqlstate: None,
         message: format!("{one} {these} do not match {other} {those}"),
+        ..pq::Error::default()
     }
 }
 

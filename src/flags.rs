@@ -28,12 +28,16 @@ pub enum Id {
     User,
     Wait,
     Block,
+    Lockname,
+    Shared,
+    Slots,
     ConflictExitCode,
     Ttl,
     Grace,
     OnLoss,
     Fence,
     ConnectTimeout,
+    Status,
     Quiet,
     Verbose,
     Help,
@@ -157,6 +161,33 @@ pub const FLAGS: &[Flag] = &[
         help: "Wait for the lock without limit; excludes --wait.",
     },
     Flag {
+        id: Id::Lockname,
+        group: Group::Lock,
+        name: "lockname",
+        short: None,
+        value: Value::Text,
+        default: None,
+        help: "The name of the lock to claim, in place of a number; excludes --lockid.",
+    },
+    Flag {
+        id: Id::Shared,
+        group: Group::Lock,
+        name: "shared",
+        short: None,
+        value: Value::Switch,
+        default: None,
+        help: "Share the lock with others that do; excludes those that do not.",
+    },
+    Flag {
+        id: Id::Slots,
+        group: Group::Lock,
+        name: "slots",
+        short: None,
+        value: Value::Number(u32::MAX),
+        default: Some("1"),
+        help: "How many may hold the lock at once; the same for all who use it.",
+    },
+    Flag {
         id: Id::ConflictExitCode,
         group: Group::Lock,
         name: "conflict-exit-code",
@@ -211,6 +242,15 @@ pub const FLAGS: &[Flag] = &[
         help: "Amount of seconds for connecting, all attempts together; 0 sets no limit.",
     },
     Flag {
+        id: Id::Status,
+        group: Group::Output,
+        name: "status",
+        short: None,
+        value: Value::Switch,
+        default: None,
+        help: "List who holds and who waits for the lock, or for any lock if none is named, and exit.",
+    },
+    Flag {
         id: Id::Quiet,
         group: Group::Output,
         name: "quiet",
@@ -226,7 +266,7 @@ pub const FLAGS: &[Flag] = &[
         short: None,
         value: Value::Switch,
         default: None,
-        help: "Also say which server, backend, kind of lock and lease.",
+        help: "Also say which server, backend, kind of lock and lease, and who holds a lock that was not obtained.",
     },
     Flag {
         id: Id::Help,
@@ -324,6 +364,7 @@ PGLOCK_PASS needs to be configured to authenticate to the database.
         "
 Usage:
   pglock [flags] [--] command [arg ...]
+  pglock --status [flags]
 
 Exit status: the command's own, or 128+N if signal N ended it; 0 (or the
 conflict exit code) if the lock was not obtained; 124 if the lock was lost and

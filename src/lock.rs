@@ -4,8 +4,14 @@
 //! settings, since one that is made in the same statement as the lock is taken would come too late for
 //! it; the last tells how it went. Functions are named in full, so that no `search_path` puts others in
 //! their place.
+//!
+//! The keys: lock N is `pg_advisory_lock(N)`, the lock of a name `hashtextextended(name, 0)`. Of several
+//! slots the first is the lock itself. Slot i > 1 of lock N is `pg_advisory_lock(N, i)`, that of a name
+//! `hashtextextended(name, i - 1)`. Who waits for a slot queues at the door, `pg_advisory_lock(N, 0)` or
+//! `hashtextextended(name, -1)`; only the first in the queue looks for a free slot.
 
 use std::ffi::CString;
+use std::fmt;
 use std::time::Duration;
 
 use crate::pq::{Connection, Error, Outcome};
@@ -18,36 +24,56 @@ pub const TURN: u32 = 900;
 /// The first version with `idle_session_timeout`.
 const IDLE_TIMEOUT_SINCE: i32 = 140_000;
 
-/// The moment when the server last lost all its sessions: a clean restart moves the start of the
-/// postmaster, a crash of a backend restarts the rest under the same postmaster and resets the statistics.
-const LOST: &str = "greatest(pg_catalog.pg_postmaster_start_time(), \
-                    pg_catalog.pg_stat_get_bgwriter_stat_reset_time())";
+/// When the server last lost all its sessions is the later of these two: a clean restart moves the start
+/// of the postmaster, a crash of a backend restarts the rest under the same postmaster and resets the
+/// statistics.
+const LOST: [&str; 2] = [
+    "pg_catalog.pg_postmaster_start_time()",
+    "pg_catalog.pg_stat_get_bgwriter_stat_reset_time()",
+];
 
-/// The server's word on an attempt to take the lock.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// The lock is held: it stands in the server's lock table under the own backend. With the fencing
-    /// token, if one was asked for.
-    Held(Option<u64>),
-    /// Somebody else holds it.
-    Busy,
-    /// The server lost its sessions less than a ttl ago: an earlier holder may be about to take its lock
-    /// again.
-    Young,
-    /// It must not be taken here, or the attempt failed. The message says why.
-    Refused(Error),
+/// What a lock is called.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Name {
+    /// By its number.
+    Id(u32),
+    /// By a text, which the server makes a number of.
+    Text(String),
 }
 
-/// One advisory lock, `pg_advisory_lock(bigint)`, and how it is to be held.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Lock {
-    /// Its key.
-    pub key: i64,
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Self::Id(id) => id.fmt(f),
+            // Where it is shown it stays on its line.
+            Self::Text(text) => text.escape_debug().fmt(f),
+        }
+    }
+}
+
+/// A lock that is wanted, and how it is to be held.
+#[derive(Clone, Debug)]
+pub struct Claim {
+    /// Its name.
+    pub name: Name,
+    /// Whether others may share it.
+    pub shared: bool,
+    /// How many may hold it at once, each a slot of it; at least 1.
+    pub slots: u32,
     /// How long the server keeps it without a sign of the holder; `None` for as long as the session
     /// lasts.
     pub ttl: Option<Duration>,
     /// Whether each holder gets a fencing token.
     pub fence: bool,
+}
+
+/// What the lock is bound to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hold {
+    /// The session.
+    Session,
+    /// An open transaction: behind a pooler, which may lend the session to others between two.
+    Transaction,
 }
 
 /// How an attempt treats a server that lost its sessions less than a ttl ago.
@@ -59,224 +85,592 @@ pub enum Caution {
     None,
 }
 
-impl Lock {
-    /// Tries to take the lock, without waiting.
-    pub fn try_sql(self, connection: &Connection, caution: Caution) -> CString {
-        let try_lock = format!("pg_catalog.pg_try_advisory_lock({})", self.key);
-        let settings = self.settings_sql(connection, 0);
-        let verdict = self.verdict_sql(connection, caution, &try_lock, self.fence);
-        sql(format!("{settings}; {verdict}"))
+/// The key of an advisory lock, in one of the server's two key spaces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Key {
+    /// `pg_advisory_lock(bigint)`.
+    One(i64),
+    /// `pg_advisory_lock(integer, integer)`.
+    Two(i32, i32),
+}
+
+impl Key {
+    fn parse(text: &str) -> Option<Self> {
+        Some(match text.split_once(',') {
+            Some((first, second)) => Self::Two(first.parse().ok()?, second.parse().ok()?),
+            None => Self::One(text.parse().ok()?),
+        })
     }
 
-    /// Waits for the lock, for at most this many milliseconds, at least 1 and at most [`TURN`].
+    /// The condition that a row of the lock table is about this key.
+    fn condition(self) -> String {
+        let (class, object, space) = match self {
+            Self::One(key) => (key as u64 >> 32, key as u64 & 0xffff_ffff, 1),
+            Self::Two(first, second) => ((first as u32).into(), (second as u32).into(), 2),
+        };
+        format!("classid = {class} and objid = {object} and objsubid = {space}")
+    }
+}
+
+/// As the arguments of the server's functions.
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Self::One(key) => write!(f, "{key}"),
+            Self::Two(first, second) => write!(f, "{first},{second}"),
+        }
+    }
+}
+
+/// A lock that is held, or was.
+#[derive(Clone, Copy, Debug)]
+pub struct Lock {
+    key: Key,
+    shared: bool,
+    hold: Hold,
+    ttl: Option<Duration>,
+}
+
+/// The server's word on an attempt to take the lock.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The lock is held: this key stands in the server's lock table under the own backend. With the fencing
+    /// token, if one was asked for.
+    Held(Key, Option<u64>),
+    /// Others hold it.
+    Busy,
+    /// Others hold all its slots, and this session is the first of those who wait.
+    First,
+    /// The server lost its sessions less than a ttl ago: an earlier holder may be about to take its lock
+    /// again.
+    Young,
+    /// A pooler is between pglock and the server: the lock can only be bound to a transaction.
+    Pooled,
+    /// The server is a standby, whose locks do not exclude those of its primary.
+    Standby,
+    /// The attempt failed. The message says why.
+    Refused(Error),
+}
+
+impl Claim {
+    /// Tries to take the lock, without waiting. `waits` tells whether the claimant would queue for a slot,
+    /// and so does not go before those who do.
+    pub fn try_sql(
+        &self,
+        connection: &Connection,
+        hold: Hold,
+        caution: Caution,
+        waits: bool,
+    ) -> CString {
+        let try_lock = self.function("try_advisory", hold);
+        let attempt = if self.slots == 1 {
+            self.one_slot(connection, Some(&self.call(connection, &try_lock, "1")))
+        } else {
+            let door = self.door(connection);
+            let gate = if waits && hold == Hold::Session {
+                // Given back with the end of this query's own transaction.
+                format!("pg_catalog.pg_try_advisory_xact_lock({door})")
+            } else {
+                "true".to_owned()
+            };
+            self.any_slot(
+                connection,
+                &format!(
+                    "(select slot from pg_catalog.generate_series(1, {}) slot where {gate} and {} limit 1) s",
+                    self.slots,
+                    self.call(connection, &try_lock, "slot")
+                ),
+            )
+        };
+        let ward = guards(connection, hold, caution, self.ttl);
+        sql(format!(
+            "{}{}; select {ward}{attempt} end",
+            begin(hold),
+            settings_sql(connection, hold, self.ttl, 0)
+        ))
+    }
+
+    /// Waits for the lock in the session's own right, for at most this many milliseconds, at least 1 and at
+    /// most [`TURN`]. `first` tells whether this session is the first of those who wait for a slot.
     ///
     /// That the time is over without the lock is not an error to the server, and not a line in its log:
     /// the block catches it, and the last statement finds the lock not held.
-    pub fn wait_sql(self, connection: &Connection, milliseconds: u32) -> CString {
-        let key = self.key;
-        let settings = self.settings_sql(connection, milliseconds.clamp(1, TURN));
-        let verdict = self.verdict_sql(connection, Caution::None, "true", self.fence);
+    pub fn wait_sql(&self, connection: &Connection, milliseconds: u32, first: bool) -> CString {
+        let turn = milliseconds.clamp(1, TURN);
+        let lock = self.function("advisory", Hold::Session);
+        let (wait, attempt) = if self.slots == 1 {
+            let wait = format!("perform {};", self.call(connection, &lock, "1"));
+            (wait, self.one_slot(connection, None))
+        } else {
+            let door = self.door(connection);
+            let queue = if first {
+                String::new()
+            } else {
+                format!("perform pg_catalog.pg_advisory_lock({door});")
+            };
+            let try_lock = self.function("try_advisory", Hold::Session);
+            let wait = format!(
+                "{queue} perform pg_catalog.set_config('pglock.first', 'yes', true); loop \
+                 for slot in 1..{slots} loop \
+                 if ({call}) then \
+                 perform pg_catalog.set_config('pglock.slot', slot::text, true); \
+                 perform pg_catalog.pg_advisory_unlock({door}); \
+                 return; \
+                 end if; \
+                 end loop; \
+                 exit when pg_catalog.clock_timestamp() > pg_catalog.now() + '{turn} ms'; \
+                 perform pg_catalog.pg_sleep(0.04); \
+                 end loop;",
+                slots = self.slots,
+                call = self.call(connection, &try_lock, "slot"),
+            );
+            let slot = "(select pg_catalog.current_setting('pglock.slot', true)::int as slot \
+                        where pg_catalog.current_setting('pglock.slot', true) <> '') s";
+            (wait, self.any_slot(connection, slot))
+        };
+        let block = connection.quote(&format!(
+            "begin {wait} exception when lock_not_available then end"
+        ));
+        let ward = guards(connection, Hold::Session, Caution::None, self.ttl);
         sql(format!(
-            "{settings}; do $$ begin perform pg_catalog.pg_advisory_lock({key}); \
-             exception when lock_not_available then end $$; {verdict}"
+            "{}; do {block}; select {ward}{attempt} end",
+            settings_sql(connection, Hold::Session, self.ttl, turn)
         ))
-    }
-
-    /// Tries to take the lock again on a new connection, and asks how long ago the server lost all its
-    /// sessions.
-    pub fn retake_sql(self, connection: &Connection) -> CString {
-        let try_lock = format!("pg_catalog.pg_try_advisory_lock({})", self.key);
-        let settings = self.settings_sql(connection, 0);
-        let verdict = self.verdict_sql(connection, Caution::None, &try_lock, false);
-        sql(format!(
-            "{settings}; \
-             select extract(epoch from pg_catalog.clock_timestamp() - {LOST}); \
-             {verdict}"
-        ))
-    }
-
-    /// Puts the lease in force again, and asks whether the lock is still held.
-    pub fn check_sql(self, connection: &Connection) -> CString {
-        let settings = self.settings_sql(connection, 0);
-        let verdict = self.verdict_sql(connection, Caution::None, "true", false);
-        sql(format!("{settings}; {verdict}"))
-    }
-
-    /// Takes the lease out of force: the session lasts however long it is silent.
-    pub fn lift_sql(self, connection: &Connection) -> CString {
-        sql(Self { ttl: None, ..self }.settings_sql(connection, 0))
     }
 
     /// Asks how much of its first ttl is left to the server, in seconds, and whether it was made less
     /// than a ttl before it lost its sessions: then there was no time for anybody to hold a lock.
-    pub fn age_sql(self) -> CString {
+    pub fn age_sql(&self) -> CString {
         let ttl = self.ttl.unwrap_or_default().as_secs();
+        let lost = LOST.join(", ");
         sql(format!(
-            "select {ttl} - extract(epoch from pg_catalog.clock_timestamp() - {LOST}), \
-             (system_identifier >> 32) > extract(epoch from {LOST}) - {ttl} \
+            "select {ttl} - extract(epoch from pg_catalog.clock_timestamp() - greatest({lost})), \
+             (system_identifier >> 32) > extract(epoch from greatest({lost})) - {ttl} \
              from pg_catalog.pg_control_system()"
         ))
     }
 
-    /// Gives the lock up.
-    pub fn release_sql(self) -> CString {
-        let key = self.key;
-        sql(format!("select pg_catalog.pg_advisory_unlock({key})"))
+    /// Takes a fencing token, in a transaction of its own: the transaction's number is larger than that of
+    /// any earlier holder, for it is assigned while the lock is held. The message makes the commit one
+    /// that is flushed to disk.
+    pub fn token_sql() -> CString {
+        sql(format!("select {TOKEN}"))
     }
 
-    /// The statement that makes the session's settings, unless a pooler would lend the session to others.
-    fn settings_sql(self, connection: &Connection, lock_timeout: u32) -> String {
-        let pid = connection.backend_pid();
-        let calls: Vec<String> = self
-            .settings(connection.server_version())
-            .into_iter()
-            .chain([("lock_timeout", lock_timeout.into())])
-            .map(|(name, value)| format!("pg_catalog.set_config('{name}', '{value}', false)"))
-            .collect();
+    /// The lock that this claim has come to.
+    pub fn lock(&self, key: Key, hold: Hold) -> Lock {
+        Lock {
+            key,
+            shared: self.shared,
+            hold,
+            ttl: self.ttl,
+        }
+    }
+
+    /// The condition that a row of the lock table is about this lock, any of its slots or its door.
+    pub fn condition(&self, connection: &Connection) -> String {
+        match &self.name {
+            Name::Id(id) => {
+                let one = Key::One((*id).into()).condition();
+                let slots = match self.slots {
+                    1 => String::new(),
+                    slots => format!(
+                        " or (classid = {id} and objid::bigint between 0 and {slots} and objsubid = 2)"
+                    ),
+                };
+                format!("(({one}){slots})")
+            }
+            Name::Text(text) => {
+                let text = connection.quote(text);
+                let from = if self.slots == 1 { 0 } else { -1 };
+                format!(
+                    "(objsubid = 1 and {BIGINT} in (select pg_catalog.hashtextextended({text}, slot) \
+                     from pg_catalog.generate_series({from}, {}) slot))",
+                    self.slots - 1
+                )
+            }
+        }
+    }
+
+    /// The condition that a row of the lock table is about the door; `None` where there is none.
+    pub fn door_condition(&self, connection: &Connection) -> Option<String> {
+        match &self.name {
+            _ if self.slots == 1 => None,
+            Name::Id(id) => Some(Key::Two(*id as i32, 0).condition()),
+            Name::Text(_) => Some(format!(
+                "objsubid = 1 and {BIGINT} = {}",
+                self.door(connection)
+            )),
+        }
+    }
+
+    /// `pg_try_advisory_xact_lock_shared`, say.
+    fn function(&self, verb: &str, hold: Hold) -> String {
+        let transaction = match hold {
+            Hold::Session => "",
+            Hold::Transaction => "_xact",
+        };
+        let shared = if self.shared { "_shared" } else { "" };
+        format!("pg_catalog.pg_{verb}{transaction}_lock{shared}")
+    }
+
+    /// The call of a function for the slot of this number or expression.
+    fn call(&self, connection: &Connection, function: &str, slot: &str) -> String {
+        match &self.name {
+            Name::Id(id) if self.slots == 1 => format!("{function}({id})"),
+            Name::Id(id) => format!(
+                "case {slot} when 1 then {function}({id}) else {function}({}, {slot}) end",
+                *id as i32
+            ),
+            Name::Text(_) => format!("{function}({})", self.hash(connection, slot)),
+        }
+    }
+
+    fn hash(&self, connection: &Connection, slot: &str) -> String {
+        let text = match &self.name {
+            Name::Id(id) => id.to_string(),
+            Name::Text(text) => text.clone(),
+        };
+        let text = connection.quote(&text);
+        format!("pg_catalog.hashtextextended({text}, {slot} - 1)")
+    }
+
+    /// The arguments of the lock that those who wait for a slot queue at.
+    fn door(&self, connection: &Connection) -> String {
+        match &self.name {
+            Name::Id(id) => Key::Two(*id as i32, 0).to_string(),
+            Name::Text(_) => self.hash(connection, "0"),
+        }
+    }
+
+    /// The last branches of the verdict for a lock of one slot; `taken` is what takes it, if it is not
+    /// taken yet.
+    fn one_slot(&self, connection: &Connection, taken: Option<&str>) -> String {
+        let (condition, key) = match &self.name {
+            Name::Id(id) => {
+                let key = Key::One((*id).into());
+                (key.condition(), format!("'{key}'"))
+            }
+            Name::Text(_) => {
+                let hash = self.hash(connection, "1");
+                (format!("objsubid = 1 and {BIGINT} = {hash}"), hash)
+            }
+        };
+        let (busy, missing) = match taken {
+            Some(taken) => (format!("when not {taken} then 'busy' "), "missing"),
+            // The turn in the queue ended without the lock.
+            None => (String::new(), "busy"),
+        };
         format!(
-            "select case when pg_catalog.pg_backend_pid() = {pid} then pg_catalog.concat({}) end",
-            calls.join(", ")
+            "{busy}when {} then {} else '{missing}'",
+            self.proof(&condition),
+            self.held(&key)
         )
     }
 
-    /// What to set. The lease; and off with the timeouts that a role or a database may have set for
-    /// itself, and that would end the wait or the holder's session.
-    fn settings(self, server_version: i32) -> Vec<(&'static str, u64)> {
-        let ttl = self.ttl.unwrap_or_default();
-        let mut settings = vec![("statement_timeout", 0)];
-        if server_version >= IDLE_TIMEOUT_SINCE {
-            settings.push(("idle_session_timeout", ttl.as_millis() as u64));
-        } else if self.ttl.is_some() {
-            // As good as an older server can do: it notices that the client's host is gone. Not before
-            // the lease is over, or it would free the lock too early.
-            settings.push((
-                "tcp_keepalives_idle",
-                ttl.as_secs().saturating_sub(2).max(1),
-            ));
-            settings.push(("tcp_keepalives_interval", 1));
-            settings.push(("tcp_keepalives_count", 2));
-            if server_version >= 120_000 {
-                settings.push(("tcp_user_timeout", ttl.as_millis() as u64));
-            }
-        }
-        if server_version >= 170_000 {
-            settings.push(("transaction_timeout", 0));
-        }
-        settings
-    }
-
-    /// The statement that takes the lock, if it is not taken yet, and tells what came of it.
-    fn verdict_sql(
-        self,
-        connection: &Connection,
-        caution: Caution,
-        taken: &str,
-        fence: bool,
-    ) -> String {
-        let pid = connection.backend_pid();
-        let young = match (caution, self.ttl) {
-            (Caution::HoldOff, Some(ttl)) => format!(
-                "when pg_catalog.clock_timestamp() < {LOST} + '{} s' then 'young' ",
-                ttl.as_secs()
+    /// The last branch of the verdict for a lock of several; `slot` is a table of the slot that was
+    /// taken, empty where none was.
+    fn any_slot(&self, connection: &Connection, slot: &str) -> String {
+        let (condition, key) = match &self.name {
+            Name::Id(id) => (
+                format!(
+                    "case slot when 1 then {} else classid = {id} and objid::bigint = slot \
+                     and objsubid = 2 end",
+                    Key::One((*id).into()).condition()
+                ),
+                format!(
+                    "case slot when 1 then '{id}' else pg_catalog.concat({}, ',', slot) end",
+                    *id as i32
+                ),
             ),
-            _ => String::new(),
-        };
-        let (high, low) = (self.key as u64 >> 32, self.key as u64 & 0xffff_ffff);
-        let held = if fence {
-            // The transaction's number is assigned here, after the lock was granted, and so is larger than
-            // that of any earlier holder. The message makes the commit one that is flushed to disk.
-            "pg_catalog.concat('held ', pg_catalog.txid_current(), \
-             pg_catalog.left(pg_catalog.pg_logical_emit_message(true, 'pglock', '')::text, 0), \
-             case when pg_catalog.current_setting('synchronous_commit') = 'off' then pg_catalog.left(\
-             pg_catalog.set_config('synchronous_commit', 'local', true), 0) end)"
-        } else {
-            "'held'"
+            Name::Text(_) => {
+                let hash = self.hash(connection, "slot");
+                (format!("objsubid = 1 and {BIGINT} = {hash}"), hash)
+            }
         };
         format!(
-            "select case when pg_catalog.pg_backend_pid() <> {pid} then 'pooled' \
-             when pg_catalog.pg_is_in_recovery() then 'standby' {young}\
-             when not {taken} then 'busy' \
+            "else coalesce((select case when {} then {} else 'missing' end from {slot}), \
+             case pg_catalog.current_setting('pglock.first', true) when 'yes' then 'first' else 'busy' end)",
+            self.proof(&condition),
+            self.held(&key)
+        )
+    }
+
+    /// Whether the lock table has such a row under the own backend.
+    fn proof(&self, condition: &str) -> String {
+        let mode = if self.shared {
+            "ShareLock"
+        } else {
+            "ExclusiveLock"
+        };
+        format!(
+            "exists (select from pg_catalog.pg_lock_status() where locktype = 'advisory' \
+             and pid = pg_catalog.pg_backend_pid() and granted and mode = '{mode}' and {condition})"
+        )
+    }
+
+    /// The word for a lock that is held, its key and the token.
+    fn held(&self, key: &str) -> String {
+        if self.fence {
+            format!("pg_catalog.concat('held ', {key}, ' ', {TOKEN})")
+        } else {
+            format!("pg_catalog.concat('held ', {key})")
+        }
+    }
+}
+
+/// The key of a row of the lock table in the space of one bigint.
+const BIGINT: &str = "(classid::bigint << 32 | objid::bigint)";
+
+/// See [`Claim::token_sql`].
+const TOKEN: &str = "pg_catalog.concat(pg_catalog.txid_current(), \
+     pg_catalog.left(pg_catalog.pg_logical_emit_message(true, 'pglock', '')::text, 0), \
+     case when pg_catalog.current_setting('synchronous_commit') = 'off' then pg_catalog.left(\
+     pg_catalog.set_config('synchronous_commit', 'local', true), 0) end)";
+
+impl Lock {
+    /// What it is bound to.
+    pub fn hold(self) -> Hold {
+        self.hold
+    }
+
+    /// Tries to take the lock again on a new connection, and asks how long ago the server lost all its
+    /// sessions.
+    pub fn retake_sql(&self, connection: &Connection) -> CString {
+        let transaction = match self.hold {
+            Hold::Session => "",
+            Hold::Transaction => "_xact",
+        };
+        let taken = format!(
+            "pg_catalog.pg_try_advisory{transaction}_lock{}({})",
+            self.suffix(),
+            self.key
+        );
+        sql(format!(
+            "{}{}; select extract(epoch from pg_catalog.clock_timestamp() - greatest({})); {}",
+            begin(self.hold),
+            settings_sql(connection, self.hold, self.ttl, 0),
+            LOST.join(", "),
+            self.verdict_sql(connection, &taken)
+        ))
+    }
+
+    /// Puts the lease in force again, and asks whether the lock is still held.
+    pub fn check_sql(&self, connection: &Connection) -> CString {
+        sql(format!(
+            "{}; {}",
+            settings_sql(connection, self.hold, self.ttl, 0),
+            self.verdict_sql(connection, "true")
+        ))
+    }
+
+    /// Takes the lease out of force: the session lasts however long it is silent.
+    pub fn lift_sql(&self, connection: &Connection) -> CString {
+        sql(settings_sql(connection, self.hold, None, 0))
+    }
+
+    /// Renames the session for people who look at the server.
+    pub fn rename_sql(&self, connection: &Connection, name: &str) -> CString {
+        let local = self.hold == Hold::Transaction;
+        let name = connection.quote(name);
+        sql(format!(
+            "select pg_catalog.set_config('application_name', {name}, {local})"
+        ))
+    }
+
+    /// Gives the lock up.
+    pub fn release_sql(&self) -> CString {
+        match self.hold {
+            Hold::Session => sql(format!(
+                "select pg_catalog.pg_advisory_unlock{}({})",
+                self.suffix(),
+                self.key
+            )),
+            Hold::Transaction => c"commit".into(),
+        }
+    }
+
+    fn suffix(&self) -> &'static str {
+        if self.shared { "_shared" } else { "" }
+    }
+
+    fn verdict_sql(&self, connection: &Connection, taken: &str) -> String {
+        let mode = if self.shared {
+            "ShareLock"
+        } else {
+            "ExclusiveLock"
+        };
+        format!(
+            "select {}when not {taken} then 'busy' \
              when exists (select from pg_catalog.pg_lock_status() where locktype = 'advisory' \
-             and pid = pg_catalog.pg_backend_pid() and granted and mode = 'ExclusiveLock' \
-             and classid = {high} and objid = {low} and objsubid = 1) then {held} \
-             else 'missing' end"
+             and pid = pg_catalog.pg_backend_pid() and granted and mode = '{mode}' and {}) \
+             then 'held {}' else 'missing' end",
+            guards(connection, self.hold, Caution::None, self.ttl),
+            self.key.condition(),
+            self.key
         )
     }
 }
 
-/// What the answer to an attempt means; `waited` tells whether it was one that waits.
-pub fn verdict(outcomes: &[Outcome], waited: bool) -> Verdict {
-    let word = match outcomes.last() {
-        Some(Outcome::Failed(error)) => return Verdict::Refused(error.clone()),
-        Some(Outcome::Done(row)) => row.first().cloned().flatten().unwrap_or_default(),
-        None => String::new(),
+/// Opens the transaction that a lock behind a pooler is bound to. A stronger isolation, which a role may
+/// have as its default, would keep a snapshot, and so hold back vacuum and `CREATE INDEX CONCURRENTLY`.
+fn begin(hold: Hold) -> &'static str {
+    match hold {
+        Hold::Session => "",
+        Hold::Transaction => "begin isolation level read committed; ",
+    }
+}
+
+/// The first branches of a verdict: where the lock must not be taken.
+fn guards(connection: &Connection, hold: Hold, caution: Caution, ttl: Option<Duration>) -> String {
+    let pid = connection.backend_pid();
+    let pooled = match hold {
+        Hold::Session => format!("when pg_catalog.pg_backend_pid() <> {pid} then 'pooled' "),
+        Hold::Transaction => String::new(),
     };
+    let young = match (caution, ttl) {
+        (Caution::HoldOff, Some(ttl)) => {
+            let since = format!(
+                "pg_catalog.clock_timestamp() - '{} s'::pg_catalog.interval",
+                ttl.as_secs()
+            );
+            let [start, reset] = LOST;
+            format!("when {start} > {since} or {reset} > {since} then 'young' ")
+        }
+        _ => String::new(),
+    };
+    format!("case {pooled}when pg_catalog.pg_is_in_recovery() then 'standby' {young}")
+}
+
+/// The statement that makes the settings: for the session, unless a pooler would lend it to others, or for
+/// the transaction.
+fn settings_sql(
+    connection: &Connection,
+    hold: Hold,
+    ttl: Option<Duration>,
+    lock_timeout: u32,
+) -> String {
+    let local = hold == Hold::Transaction;
+    let calls: Vec<String> = settings(connection.server_version(), hold, ttl)
+        .into_iter()
+        .chain([("lock_timeout", lock_timeout.into())])
+        .map(|(name, value)| format!("pg_catalog.set_config('{name}', '{value}', {local})"))
+        .collect();
+    let calls = format!("pg_catalog.concat({})", calls.join(", "));
+    match hold {
+        Hold::Session => {
+            let pid = connection.backend_pid();
+            format!("select case when pg_catalog.pg_backend_pid() = {pid} then {calls} end")
+        }
+        Hold::Transaction => format!("select {calls}"),
+    }
+}
+
+/// What to set, with its value. The lease; and off with the timeouts that a role or a database may have
+/// set for itself, and that would end the wait or the holder's session.
+fn settings(server_version: i32, hold: Hold, ttl: Option<Duration>) -> Vec<(&'static str, u64)> {
+    let lease = ttl.unwrap_or_default();
+    let mut settings = vec![("statement_timeout", 0)];
+    if hold == Hold::Transaction {
+        settings.push((
+            "idle_in_transaction_session_timeout",
+            lease.as_millis() as u64,
+        ));
+    } else if server_version >= IDLE_TIMEOUT_SINCE {
+        settings.push(("idle_session_timeout", lease.as_millis() as u64));
+    } else if ttl.is_some() {
+        // As good as an older server can do: it notices that the client's host is gone. Not before
+        // the lease is over, or it would free the lock too early.
+        settings.push((
+            "tcp_keepalives_idle",
+            lease.as_secs().saturating_sub(2).max(1),
+        ));
+        settings.push(("tcp_keepalives_interval", 1));
+        settings.push(("tcp_keepalives_count", 2));
+        if server_version >= 120_000 {
+            settings.push(("tcp_user_timeout", lease.as_millis() as u64));
+        }
+    }
+    if server_version >= 170_000 {
+        settings.push(("transaction_timeout", 0));
+    }
+    settings
+}
+
+/// What the answer to an attempt means.
+pub fn verdict(outcomes: &[Outcome]) -> Verdict {
     let refused = |message: &str| {
         Verdict::Refused(Error {
-            sqlstate: None,
             message: message.to_owned(),
+            ..Error::default()
         })
     };
-    match word.as_str() {
-        "held" => Verdict::Held(None),
+    let word = match outcomes.last() {
+        Some(Outcome::Failed(error)) => return Verdict::Refused(error.clone()),
+        Some(outcome) => outcome.field(0).unwrap_or_default(),
+        None => "",
+    };
+    match word {
         "busy" => Verdict::Busy,
+        "first" => Verdict::First,
         "young" => Verdict::Young,
-        // The turn in the queue ended without the lock.
-        "missing" if waited => Verdict::Busy,
+        "pooled" => Verdict::Pooled,
+        "standby" => Verdict::Standby,
         "missing" => refused(
             "the server says that it granted the lock, but its lock table does not show it: its advisory \
              locks do not exclude anybody",
         ),
-        "pooled" => refused(
-            "between pglock and the server is a pooler that may hand each statement to another backend, \
-             where the lock would not last: connect to the server directly, or through a pool in session \
-             mode",
-        ),
-        "standby" => refused(
-            "the server is a standby, whose locks do not exclude those of its primary: connect to the \
-             primary",
-        ),
-        word => match word.strip_prefix("held ").map(str::parse) {
-            Some(Ok(token)) => Verdict::Held(Some(token)),
-            _ => refused("the server answered the lock call with something else"),
-        },
+        word => {
+            let mut parts = word.split(' ');
+            let held = parts.next() == Some("held");
+            let key = parts.next().and_then(Key::parse);
+            let token = parts.next().map(str::parse).transpose();
+            match (held, key, token) {
+                (true, Some(key), Ok(token)) => Verdict::Held(key, token),
+                _ => refused("the server answered the lock call with something else"),
+            }
+        }
     }
 }
 
-/// From the answer to [`Lock::retake_sql`]: how long ago the server lost all its sessions.
+/// From the answer to [`Lock::retake_sql`]: how long ago the server lost all its sessions. It is the last
+/// question but one.
 pub fn age(outcomes: &[Outcome]) -> Option<Duration> {
-    duration(outcomes.get(1)?, 0)
-}
-
-/// From the answer to [`Lock::age_sql`]: for how long to hold off.
-pub fn hold_off(outcomes: &[Outcome]) -> Option<Duration> {
-    let [outcome @ Outcome::Done(row)] = outcomes else {
+    let [.., age, _verdict] = outcomes else {
         return None;
     };
-    let fresh = row.get(1)?.as_deref() == Some("t");
-    Some(if fresh {
-        Duration::ZERO
-    } else {
-        duration(outcome, 0)?
-    })
+    seconds(age.field(0)?)
+}
+
+/// From the answer to [`Claim::age_sql`]: for how long to hold off.
+pub fn hold_off(outcomes: &[Outcome]) -> Option<Duration> {
+    let answer = outcomes.last()?;
+    let is_fresh = answer.field(1)? == "t";
+    let left = seconds(answer.field(0)?)?;
+    Some(if is_fresh { Duration::ZERO } else { left })
+}
+
+/// From the answer to [`Claim::token_sql`].
+pub fn token(outcomes: &[Outcome]) -> Option<u64> {
+    outcomes.last()?.field(0)?.parse().ok()
 }
 
 /// Whether the answer to [`Lock::release_sql`] says that the lock was held until then.
 pub fn was_released(outcomes: &[Outcome]) -> bool {
-    matches!(outcomes, [Outcome::Done(row)] if row.first() == Some(&Some("t".to_owned())))
+    match outcomes {
+        [outcome @ Outcome::Done { rows, .. }] => rows.is_empty() || outcome.field(0) == Some("t"),
+        _ => false,
+    }
 }
 
-/// Whether the server itself ends a session that is silent for a ttl, by its version.
-pub fn has_lease(server_version: i32) -> bool {
-    server_version >= IDLE_TIMEOUT_SINCE
+/// Whether the server itself ends a session that is silent for a ttl.
+pub fn has_lease(connection: &Connection, hold: Hold) -> bool {
+    hold == Hold::Transaction || connection.server_version() >= IDLE_TIMEOUT_SINCE
 }
 
-/// A column that holds seconds; one that is negative counts as zero.
-fn duration(outcome: &Outcome, column: usize) -> Option<Duration> {
-    let Outcome::Done(row) = outcome else {
-        return None;
-    };
-    let seconds: f64 = row.get(column)?.as_ref()?.parse().ok()?;
+/// A number of seconds; one that is negative counts as zero.
+fn seconds(text: &str) -> Option<Duration> {
+    let seconds: f64 = text.parse().ok()?;
     Duration::try_from_secs_f64(seconds.max(0.0)).ok()
 }
 

@@ -21,6 +21,11 @@ impl Log {
         Self { verbosity }
     }
 
+    /// Whether [`detail`](Self::detail) says anything.
+    pub fn is_verbose(self) -> bool {
+        self.verbosity >= Verbosity::Verbose
+    }
+
     /// Says what happens, unless `--quiet`.
     pub fn info(self, text: impl Display) {
         if self.verbosity >= Verbosity::Normal {
@@ -30,7 +35,7 @@ impl Log {
 
     /// Says more of it, under `--verbose`.
     pub fn detail(self, text: impl Display) {
-        if self.verbosity >= Verbosity::Verbose {
+        if self.is_verbose() {
             write(&line(sys::wall_clock(), text));
         }
     }

@@ -5,22 +5,27 @@ mod acquire;
 mod command;
 mod config;
 mod connect;
+mod drive;
 mod exit;
 mod flags;
 mod guardian;
+mod label;
 mod lease;
 mod lock;
 mod log;
 mod pq;
 mod session;
+mod status;
 mod supervise;
 mod sys;
 
 use std::ffi::OsString;
+use std::time::Duration;
 
 use acquire::Stop;
 use config::{Config, Request, Verbosity};
 use exit::Exit;
+use lock::Name;
 use log::Log;
 use sys::Signals;
 
@@ -34,6 +39,7 @@ fn run(arguments: Vec<OsString>) -> u8 {
     let exit = match config::read(arguments, &variables) {
         Ok(Request::Help) => print(&flags::help()),
         Ok(Request::Version) => print(&version()),
+        Ok(Request::Status(config)) => show_status(&config, start),
         Ok(Request::Run(config)) => hold_and_run(&config, start),
         Err(error) => {
             Log::new(Verbosity::Quiet).error(error);
@@ -44,36 +50,56 @@ fn run(arguments: Vec<OsString>) -> u8 {
 }
 
 /// Takes the lock and runs the command under it.
-fn hold_and_run(config: &Config, start: std::time::Duration) -> Exit {
+fn hold_and_run(config: &Config, start: Duration) -> Exit {
     let log = Log::new(config.verbosity);
     let environment = sys::environment();
-    let signals = match Signals::catch() {
-        Ok(signals) => signals,
-        Err(error) => {
-            log.error(format_args!("could not catch signals: {error}"));
-            return Exit::Failed;
-        }
-    };
-    match acquire::acquire(config, start, &signals, log) {
-        Ok(held) => {
-            log.info(format_args!(
-                "Lock ID {} obtained successfully!",
-                config.lock_id
-            ));
+    let taken = catch_signals().and_then(|signals| {
+        let held = acquire::acquire(config, start, &signals, log)?;
+        Ok((held, signals))
+    });
+    let name = &config.lock;
+    match taken {
+        Ok((held, signals)) => {
+            let kind = match name {
+                Name::Id(_) => "Lock ID",
+                Name::Text(_) => "Lock",
+            };
+            log.info(format_args!("{kind} {name} obtained successfully!"));
             supervise::run(config, held, &environment, &signals, log)
         }
         Err(Stop::NotObtained) => {
             log.info(format_args!(
-                "Could not obtain lock {}, skipping command",
-                config.lock_id
+                "Could not obtain lock {name}, skipping command"
             ));
             Exit::Status(config.conflict_exit_code)
         }
-        Err(Stop::Signal(signal)) => {
+        Err(stop) => stopped(stop, log),
+    }
+}
+
+/// Lists who holds and who waits.
+fn show_status(config: &Config, start: Duration) -> Exit {
+    let log = Log::new(config.verbosity);
+    let answer = catch_signals().and_then(|signals| acquire::status(config, start, &signals, log));
+    match answer {
+        Ok(outcomes) => print(&status::table(&outcomes)),
+        Err(stop) => stopped(stop, log),
+    }
+}
+
+fn catch_signals() -> Result<Signals, Stop> {
+    Signals::catch().map_err(|error| Stop::Failed(format!("could not catch signals: {error}")))
+}
+
+/// For what ended pglock before there was a command.
+fn stopped(stop: Stop, log: Log) -> Exit {
+    match stop {
+        Stop::NotObtained => Exit::Status(0),
+        Stop::Signal(signal) => {
             log.error(format_args!("{signal} came before the command ran"));
             Exit::Signal(signal)
         }
-        Err(Stop::Failed(message)) => {
+        Stop::Failed(message) => {
             log.error(message);
             Exit::Failed
         }

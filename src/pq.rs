@@ -22,6 +22,8 @@ pub struct Error {
     pub sqlstate: Option<String>,
     /// The message, without libpq's newline at the end.
     pub message: String,
+    /// Whether the other side was there to talk to when it went wrong.
+    pub reached: bool,
 }
 
 impl fmt::Display for Error {
@@ -33,8 +35,8 @@ impl fmt::Display for Error {
 impl Error {
     fn new(message: impl Into<String>) -> Self {
         Self {
-            sqlstate: None,
             message: message.into(),
+            ..Self::default()
         }
     }
 }
@@ -60,10 +62,23 @@ pub enum Progress {
 /// The outcome of one statement of a query.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// It ran; its first row, empty where it returned none. Null is `None`.
-    Done(Vec<Option<String>>),
+    /// It ran, and returned these rows; null is `None`.
+    Done {
+        /// The rows, in the server's order.
+        rows: Vec<Vec<Option<String>>>,
+    },
     /// The server refused it.
     Failed(Error),
+}
+
+impl Outcome {
+    /// A field of the first row; `None` where there is no such, or it is null.
+    pub fn field(&self, column: usize) -> Option<&str> {
+        match self {
+            Self::Done { rows } => rows.first()?.get(column)?.as_deref(),
+            Self::Failed(_) => None,
+        }
+    }
 }
 
 /// A connection to a server, or an attempt at one. Dropping it closes it.
@@ -119,6 +134,7 @@ impl Connection {
     /// # Errors
     /// No host could be connected to, or the server refused.
     pub fn connect(&mut self) -> Result<Progress, Error> {
+        let reached = self.is_reached();
         // SAFETY: `raw` is a live connection that is being connected.
         match unsafe { pq_sys::PQconnectPoll(self.raw.as_ptr()) } {
             PostgresPollingStatusType::PGRES_POLLING_OK => {
@@ -138,7 +154,7 @@ impl Connection {
                 self.interest = Interest::Write;
                 Ok(Progress::Pending)
             }
-            _ => Err(self.start_up_error()),
+            _ => Err(self.start_up_error(reached)),
         }
     }
 
@@ -199,10 +215,11 @@ impl Connection {
         let raw = NonNull::new(unsafe { pq_sys::PQgetResult(self.raw.as_ptr()) })?;
         let result = QueryResult(raw);
         Some(match result.status() {
-            ExecStatusType::PGRES_TUPLES_OK => Outcome::Done(result.first_row()),
-            ExecStatusType::PGRES_COMMAND_OK | ExecStatusType::PGRES_EMPTY_QUERY => {
-                Outcome::Done(Vec::new())
-            }
+            ExecStatusType::PGRES_TUPLES_OK
+            | ExecStatusType::PGRES_COMMAND_OK
+            | ExecStatusType::PGRES_EMPTY_QUERY => Outcome::Done {
+                rows: result.rows(),
+            },
             _ => Outcome::Failed(result.error()),
         })
     }
@@ -240,6 +257,20 @@ impl Connection {
         unsafe { text(pq_sys::PQparameterStatus(self.raw.as_ptr(), name.as_ptr())) }
     }
 
+    /// A text as a literal of SQL (`PQescapeLiteral`). One that is not UTF-8 or not of the connection's
+    /// encoding, which no caller has, gives the empty text.
+    pub fn quote(&self, text: &str) -> String {
+        // SAFETY: `raw` is a live connection, and the text is as long as the call is told.
+        let literal =
+            unsafe { pq_sys::PQescapeLiteral(self.raw.as_ptr(), text.as_ptr().cast(), text.len()) };
+        // SAFETY: the literal is null or a string that libpq allocated; it is copied, and then freed.
+        unsafe {
+            let quoted = self::text(literal).unwrap_or_else(|| "''".to_owned());
+            pq_sys::PQfreemem(literal.cast());
+            quoted
+        }
+    }
+
     /// What is needed to cancel the running query from elsewhere (`PQgetCancel`).
     pub fn canceller(&self) -> Option<Canceller> {
         // SAFETY: `raw` is a live connection.
@@ -261,7 +292,7 @@ impl Connection {
     /// The error of a refused start-up. At the verbosity that start-up needs a line reads
     /// `FATAL:  53300: sorry, too many clients already`, and lines of detail follow: take the state out,
     /// and the lines of detail that speak of the server's source off.
-    fn start_up_error(&self) -> Error {
+    fn start_up_error(&self, reached: bool) -> Error {
         let raw = self.error().message;
         let mut sqlstate = None;
         let mut lines = Vec::new();
@@ -280,7 +311,18 @@ impl Connection {
         Error {
             sqlstate,
             message: lines.join("; "),
+            reached,
         }
+    }
+
+    /// Whether the connection under that to be made is there.
+    fn is_reached(&self) -> bool {
+        // SAFETY: `raw` is a live connection.
+        let status = unsafe { pq_sys::PQstatus(self.raw.as_ptr()) };
+        !matches!(
+            status,
+            ConnStatusType::CONNECTION_NEEDED | ConnStatusType::CONNECTION_STARTED
+        )
     }
 }
 
@@ -411,26 +453,23 @@ impl QueryResult {
         unsafe { pq_sys::PQresultStatus(self.0.as_ptr()) }
     }
 
-    fn first_row(&self) -> Vec<Option<String>> {
+    fn rows(&self) -> Vec<Vec<Option<String>>> {
         let raw = self.0.as_ptr();
         // SAFETY: the result is live.
-        if unsafe { pq_sys::PQntuples(raw) } == 0 {
-            return Vec::new();
-        }
-        // SAFETY: the result is live.
-        let columns = unsafe { pq_sys::PQnfields(raw) };
-        (0..columns)
-            .map(|column| {
-                // SAFETY: the result is live, and row 0 and the column exist. The value is a string that
-                // lives as long as the result, and is copied here.
-                unsafe {
-                    if pq_sys::PQgetisnull(raw, 0, column) == 1 {
-                        None
-                    } else {
-                        text(pq_sys::PQgetvalue(raw, 0, column))
-                    }
+        let (rows, columns) = unsafe { (pq_sys::PQntuples(raw), pq_sys::PQnfields(raw)) };
+        let field = |row, column| {
+            // SAFETY: the result is live, and the row and the column exist. The value is a string that
+            // lives as long as the result, and is copied here.
+            unsafe {
+                if pq_sys::PQgetisnull(raw, row, column) == 1 {
+                    None
+                } else {
+                    text(pq_sys::PQgetvalue(raw, row, column))
                 }
-            })
+            }
+        };
+        (0..rows)
+            .map(|row| (0..columns).map(|column| field(row, column)).collect())
             .collect()
     }
 
@@ -451,6 +490,7 @@ impl QueryResult {
         Error {
             sqlstate: field(pq_sys::PG_DIAG_SQLSTATE),
             message: message.trim().to_owned(),
+            reached: true,
         }
     }
 }

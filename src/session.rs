@@ -120,8 +120,8 @@ impl Session {
         said.unwrap_or_else(|| match closed {
             Err(error) => error,
             Ok(()) => Error {
-                sqlstate: None,
                 message: "the server closed the connection".to_owned(),
+                ..Error::default()
             },
         })
     }

@@ -6,11 +6,13 @@ use std::fmt;
 use std::io;
 use std::time::Duration;
 
-use crate::acquire::{self, Held};
+use crate::acquire::Held;
 use crate::command::{Command, End, Words};
 use crate::config::Config;
+use crate::drive;
 use crate::exit::Exit;
 use crate::guardian::Guardian;
+use crate::label;
 use crate::lease::{Lease, Moment};
 use crate::lock::{self, Lock, Verdict};
 use crate::log::Log;
@@ -79,6 +81,7 @@ pub fn run(
             return give_up(held, signals, Exit::Failed);
         }
     };
+    let new_name = held.waited.then(|| label::label(&config.command));
     Supervisor {
         config,
         signals,
@@ -88,6 +91,8 @@ pub fn run(
         ward: held.ward,
         guardian: Some(held.guardian),
         link: Link::Up(held.session, None),
+        new_name: new_name.clone(),
+        name: new_name,
         lease,
         heard: held.sent,
         stage: Stage::Running,
@@ -102,7 +107,7 @@ pub fn run(
 
 /// Gives the lock up without having run the command.
 fn give_up(mut held: Held, signals: &Signals, exit: Exit) -> Exit {
-    acquire::release(&mut held.session, held.lock, signals);
+    drive::release(&mut held.session, held.lock, signals);
     exit
 }
 
@@ -155,6 +160,10 @@ struct Supervisor<'a> {
     ward: Ward,
     guardian: Option<Guardian>,
     link: Link,
+    /// What the session is to be called, if it was called something else while it waited.
+    name: Option<String>,
+    /// The same, until it is called so.
+    new_name: Option<String>,
     /// In force until the lock is lost.
     lease: Option<Lease>,
     /// When the last message was sent that the server answered.
@@ -201,7 +210,7 @@ impl Supervisor<'_> {
             self.timer.wait(),
         ];
         if let Link::Up(session, _) | Link::Connecting(session, _) = &self.link {
-            waits.extend(acquire::wait_for(session));
+            waits.extend(drive::wait_for(session));
         }
         let left = deadline.map(|deadline| deadline.saturating_sub(sys::now()));
         if let Err(error) = sys::poll(&mut waits, left) {
@@ -448,7 +457,8 @@ impl Supervisor<'_> {
         let now = sys::now();
         match &mut self.link {
             Link::Up(_, None) => {
-                let beat_is_due = self.lease.is_some_and(|lease| lease.beat_at() <= now);
+                let beat_is_due = self.new_name.is_some()
+                    || self.lease.is_some_and(|lease| lease.beat_at() <= now);
                 match self.stage {
                     Stage::Running | Stage::Stopping(_) if beat_is_due => self.ask(Question::Beat),
                     Stage::Suspending(_) if self.lease.is_some() => self.ask(Question::Lift),
@@ -475,7 +485,13 @@ impl Supervisor<'_> {
         };
         let connection = session.connection();
         let sql = match question {
-            Question::Beat => c";".into(),
+            // Every question is a sign of life; with nothing to ask an empty one will do.
+            Question::Beat => match self.new_name.take() {
+                Some(name) if label::is_label(connection) => {
+                    self.lock.rename_sql(connection, &name)
+                }
+                _ => c";".into(),
+            },
             Question::Retake => self.lock.retake_sql(connection),
             Question::Lift => self.lock.lift_sql(connection),
             Question::Check => self.lock.check_sql(connection),
@@ -501,6 +517,7 @@ impl Supervisor<'_> {
                 {
                     self.link = Link::Up(session, None);
                 }
+                self.new_name = self.name.clone();
                 self.ask(Question::Retake);
             }
             Ok(Some(Event::Answered(outcomes))) => {
@@ -554,8 +571,8 @@ impl Supervisor<'_> {
                 self.suspend();
             }
             Question::Retake => self.retaken(sent, outcomes),
-            Question::Check => match lock::verdict(outcomes, false) {
-                Verdict::Held(_) => {
+            Question::Check => match lock::verdict(outcomes) {
+                Verdict::Held(..) => {
                     self.renew(sent);
                     if let Some(guardian) = &self.guardian {
                         guardian.wake();
@@ -580,7 +597,7 @@ impl Supervisor<'_> {
     /// The server has answered the attempt to take the lock again.
     fn retaken(&mut self, sent: Moment, outcomes: &[pq::Outcome]) {
         let silence = self.silence();
-        let verdict = lock::verdict(outcomes, false);
+        let verdict = lock::verdict(outcomes);
         let age = lock::age(outcomes);
         let (Some(lease), Some(age)) = (self.lease, age) else {
             // It is not ready to answer such a question yet.
@@ -589,14 +606,14 @@ impl Supervisor<'_> {
         };
         let restarted = lease.was_restarted(age, sent);
         match verdict {
-            Verdict::Held(_) if restarted => {
+            Verdict::Held(..) if restarted => {
                 self.renew(sent);
                 self.log.info(format_args!(
                     "The server was restarted; the lock was taken again {silence} after its last sign, and \
                      nobody has had it meanwhile."
                 ));
             }
-            Verdict::Held(_) => {
+            Verdict::Held(..) => {
                 self.renew(sent);
                 let kill_at = sys::now() + self.config.grace;
                 self.lose(
@@ -607,11 +624,13 @@ impl Supervisor<'_> {
                     kill_at,
                 );
             }
-            Verdict::Busy => {
+            Verdict::Busy | Verdict::First => {
                 self.kill("the session that held it ended, and somebody else has it now");
             }
             // A standby, say, or a server that is shutting down.
-            Verdict::Young | Verdict::Refused(_) => self.link = Link::Down(sys::now() + RETRY),
+            Verdict::Young | Verdict::Pooled | Verdict::Standby | Verdict::Refused(_) => {
+                self.link = Link::Down(sys::now() + RETRY);
+            }
         }
     }
 
@@ -644,7 +663,7 @@ impl Supervisor<'_> {
             }
         };
         if let Link::Up(session, _) = &mut self.link
-            && !acquire::release(session, self.lock, self.signals)
+            && !drive::release(session, self.lock, self.signals)
             && !self.lost
         {
             self.log.error(

@@ -112,6 +112,26 @@ pub fn now() -> Duration {
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
+/// A number from 0 to 1 that differs from process to process and from time to time; no secret.
+pub fn random() -> f64 {
+    let seed = u64::from(now().subsec_nanos()) << 32 | u64::from(std::process::id());
+    // The finishing steps of splitmix64, by Sebastiano Vigna.
+    let mixed = (seed ^ (seed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    (mixed >> 32) as f64 / f64::from(u32::MAX)
+}
+
+/// The name of the machine, as far as it is UTF-8.
+pub fn host_name() -> String {
+    let mut name = [0_u8; 256];
+    // SAFETY: the buffer is one byte longer than the call is told, so what it fills in ends with a null.
+    unsafe {
+        libc::gethostname(name.as_mut_ptr().cast(), name.len() - 1);
+    }
+    let end = name.iter().position(|byte| *byte == 0).unwrap_or(0);
+    String::from_utf8_lossy(&name[..end]).into_owned()
+}
+
 /// Seconds since 1970.
 pub fn wall_clock() -> i64 {
     // SAFETY: a null pointer tells the call to only return the time.
@@ -253,6 +273,12 @@ impl Wait {
             events: libc::POLLIN,
             ready: false,
         }
+    }
+
+    /// For nothing: only the timeout ends such a wait.
+    pub fn none() -> Self {
+        // `poll` passes over a negative descriptor.
+        Self::read(-1)
     }
 
     /// For room to write.
@@ -819,6 +845,7 @@ pub fn run_in_child(limit: Duration, call: impl FnOnce()) {
 // The guardian
 
 /// What pglock and its guardian both see, in memory that they share.
+#[derive(Clone, Copy)]
 pub struct Ward(&'static WardCells);
 
 struct WardCells {
@@ -1023,8 +1050,7 @@ impl Timer {
         if let Some(descriptor) = &self.descriptor {
             return Wait::read(descriptor.as_raw_fd());
         }
-        // `poll` passes over a negative descriptor.
-        Wait::read(-1)
+        Wait::none()
     }
 }
 

@@ -1,0 +1,157 @@
+//! Carries a session on by `poll` while nothing else runs: before the command has started, and after it has
+//! ended. A signal or a deadline gets through at any point.
+
+use std::ffi::CStr;
+use std::time::Duration;
+
+use crate::lock::{self, Lock};
+use crate::pq::{Error, Interest, Outcome};
+use crate::session::{Event, Session};
+use crate::sys::{self, Signal, Signals};
+
+/// How long to wait for a server's answer to a cancel or an unlock before leaving the rest to the close of
+/// the connection.
+const LAST_WORD: Duration = Duration::from_secs(1);
+
+/// What keeps a session from going on.
+#[derive(Debug)]
+pub enum Interrupt {
+    /// A signal came that ends a process.
+    Signal(Signal),
+    /// The deadline passed.
+    Late,
+    /// The connection could not be made, or is closed.
+    Failed(Error),
+}
+
+/// Carries a session on until something has happened on it.
+///
+/// # Errors
+/// What came before that.
+pub fn drive(
+    session: &mut Session,
+    signals: &Signals,
+    deadline: Option<Duration>,
+) -> Result<Event, Interrupt> {
+    loop {
+        ready(session, signals, deadline)?;
+        if let Some(event) = session.step().map_err(Interrupt::Failed)? {
+            return Ok(event);
+        }
+    }
+}
+
+/// Waits until a session can take a step.
+///
+/// # Errors
+/// What came before that.
+pub fn ready(
+    session: &Session,
+    signals: &Signals,
+    deadline: Option<Duration>,
+) -> Result<(), Interrupt> {
+    let Some(wait) = wait_for(session) else {
+        return Ok(());
+    };
+    wait_or_signal(wait, signals, deadline)
+}
+
+/// Lets time pass.
+///
+/// # Errors
+/// A signal came before it was over.
+pub fn pause(signals: &Signals, until: Duration) -> Result<(), Interrupt> {
+    match wait_or_signal(sys::Wait::none(), signals, Some(until)) {
+        Ok(()) | Err(Interrupt::Late) => Ok(()),
+        Err(interrupt) => Err(interrupt),
+    }
+}
+
+fn wait_or_signal(
+    wait: sys::Wait,
+    signals: &Signals,
+    deadline: Option<Duration>,
+) -> Result<(), Interrupt> {
+    let mut waits = [sys::Wait::read(signals.descriptor()), wait];
+    loop {
+        sys::poll(&mut waits, left(deadline)).map_err(|error| {
+            Interrupt::Failed(Error {
+                message: format!("poll: {error}"),
+                ..Error::default()
+            })
+        })?;
+        for signal in signals.take() {
+            if signal == Signal::TSTP {
+                sys::signal_own_group_by_default(signal);
+            } else if !signal.is_harmless() {
+                return Err(Interrupt::Signal(signal));
+            }
+        }
+        if waits[1].ready {
+            return Ok(());
+        }
+        if left(deadline) == Some(Duration::ZERO) {
+            return Err(Interrupt::Late);
+        }
+    }
+}
+
+/// What to poll for a session.
+pub fn wait_for(session: &Session) -> Option<sys::Wait> {
+    let (descriptor, interest) = session.wants()?;
+    Some(match interest {
+        Interest::Read => sys::Wait::read(descriptor),
+        Interest::Write if session.is_connecting() => sys::Wait::write(descriptor),
+        Interest::Write => sys::Wait::both(descriptor),
+    })
+}
+
+/// The time until a deadline; zero when it has passed.
+pub fn left(deadline: Option<Duration>) -> Option<Duration> {
+    deadline.map(|deadline| deadline.saturating_sub(sys::now()))
+}
+
+/// Gives a lock up and waits for the server's word that it is free. `false` where the server did not
+/// say so: then the lock goes when the server notices that the session has.
+pub fn release(session: &mut Session, lock: Lock, signals: &Signals) -> bool {
+    last_word(session, &lock.release_sql(), signals)
+        .is_some_and(|outcomes| lock::was_released(&outcomes))
+}
+
+/// Asks something when all is over, and waits a moment for the answer. A signal does not hurry it: the
+/// end has begun already.
+pub fn last_word(session: &mut Session, sql: &CStr, signals: &Signals) -> Option<Vec<Outcome>> {
+    let deadline = Some(sys::now() + LAST_WORD);
+    let answer = |session: &mut Session| {
+        loop {
+            match drive(session, signals, deadline) {
+                Ok(Event::Answered(outcomes)) => return Some(outcomes),
+                Ok(Event::Connected) | Err(Interrupt::Signal(_)) => {}
+                Err(Interrupt::Late | Interrupt::Failed(_)) => return None,
+            }
+        }
+    };
+    if session.is_asking() {
+        // What was asked before is answered first.
+        answer(session)?;
+    }
+    session.ask(sql).ok()?;
+    answer(session)
+}
+
+/// Takes a question back, so that no backend works on what nobody wants any more. Returns the answer, if
+/// the server gave one all the same.
+pub fn cancel(session: &mut Session, signals: &Signals) -> Option<Vec<Outcome>> {
+    if let Some(canceller) = session.connection().canceller() {
+        sys::run_in_child(LAST_WORD, || canceller.cancel());
+    }
+    let deadline = Some(sys::now() + LAST_WORD);
+    while session.is_asking() {
+        match drive(session, signals, deadline) {
+            Ok(Event::Answered(outcomes)) => return Some(outcomes),
+            Ok(Event::Connected) | Err(Interrupt::Signal(_)) => {}
+            Err(Interrupt::Late | Interrupt::Failed(_)) => return None,
+        }
+    }
+    None
+}

@@ -1,0 +1,120 @@
+//! `--status`: who holds a lock and who waits for it, as the server's lock table has it. Most of
+//! `pg_stat_activity` is hidden from ordinary roles; a session's name is not, and pglock puts into it what
+//! is to be seen here (`label.rs`).
+
+use std::ffi::CString;
+
+use crate::label;
+use crate::lock::Claim;
+use crate::pq::{Connection, Outcome};
+use crate::sys;
+
+/// The columns of the table.
+const HEAD: [&str; 10] = [
+    "STATE", "MODE", "LOCK", "SINCE", "HOST", "PID", "USER", "DATABASE", "BACKEND", "COMMAND",
+];
+
+/// The question who holds a lock and who waits for it; without a claim, all advisory locks of the
+/// database.
+pub fn sql(connection: &Connection, claim: Option<&Claim>) -> CString {
+    let condition = claim.map_or("true".to_owned(), |claim| claim.condition(connection));
+    let is_door = claim.and_then(|claim| claim.door_condition(connection));
+    let is_door = is_door.unwrap_or_else(|| "objid = 0 and objsubid = 2".to_owned());
+    let text = format!(
+        "select case when granted and not ({is_door} and application_name like 'pglock %') \
+         then 'holder' else 'waiter' end state, \
+         case mode when 'ShareLock' then 'shared' else 'exclusive' end, \
+         case objsubid when 1 then (classid::bigint << 32 | objid::bigint)::text \
+         else pg_catalog.concat(classid::bigint::bit(32)::int, ',', objid::bigint::bit(32)::int) end lock, \
+         application_name, client_addr, usename, datname, locks.pid \
+         from pg_catalog.pg_locks locks \
+         left join pg_catalog.pg_stat_activity activity on activity.pid = locks.pid \
+         where locktype = 'advisory' and {condition} and database = \
+         (select oid from pg_catalog.pg_database where datname = pg_catalog.current_database()) \
+         order by lock, state, locks.pid"
+    );
+    CString::new(text).unwrap_or_default()
+}
+
+/// One line of the table.
+struct Row([String; HEAD.len()]);
+
+impl Row {
+    fn read(fields: &[Option<String>]) -> Option<Self> {
+        let [state, mode, lock, name, address, user, database, backend] = fields else {
+            return None;
+        };
+        let text = |field: &Option<String>| field.clone().unwrap_or_else(|| "-".to_owned());
+        let name = text(name);
+        let [since, host, pid, command] = match label::parse(&name) {
+            Some(label) => [
+                sys::local_time(label.since),
+                label.host.to_owned(),
+                label.pid.to_owned(),
+                label.command.to_owned(),
+            ],
+            None => ["-".to_owned(), text(address), "-".to_owned(), name],
+        };
+        Some(Self([
+            text(state),
+            text(mode),
+            text(lock),
+            since,
+            host,
+            pid,
+            text(user),
+            text(database),
+            text(backend),
+            command,
+        ]))
+    }
+
+    fn is_holder(&self) -> bool {
+        self.0[0] == "holder"
+    }
+}
+
+fn rows(outcomes: &[Outcome]) -> Vec<Row> {
+    match outcomes {
+        [Outcome::Done { rows }] => rows.iter().filter_map(|row| Row::read(row)).collect(),
+        _ => Vec::new(),
+    }
+}
+
+/// Who holds the lock, in words.
+pub fn holders(outcomes: &[Outcome]) -> Vec<String> {
+    rows(outcomes)
+        .iter()
+        .filter(|row| row.is_holder())
+        .map(|Row([_, _, _, since, host, pid, user, _, backend, command])| {
+            format!(
+                "user {user}, process {pid} on {host}, backend {backend}, since {since}: {command}"
+            )
+        })
+        .collect()
+}
+
+/// The table; `free` where nobody holds.
+pub fn table(outcomes: &[Outcome]) -> String {
+    let rows = rows(outcomes);
+    let mut text = String::new();
+    if !rows.iter().any(Row::is_holder) {
+        text.push_str("free\n");
+    }
+    if rows.is_empty() {
+        return text;
+    }
+    let head = Row(HEAD.map(str::to_owned));
+    let lines: Vec<&Row> = [&head].into_iter().chain(&rows).collect();
+    let width = |column: usize| lines.iter().map(|row| row.0[column].len()).max();
+    for Row(fields) in &lines {
+        let padded: Vec<String> = fields
+            .iter()
+            .enumerate()
+            .map(|(column, field)| format!("{field:0$}", width(column).unwrap_or(0)))
+            .collect();
+        text.push_str(padded.join("  ").trim_end());
+        text.push('\n');
+    }
+    text
+}
