@@ -215,6 +215,9 @@ impl<'a> Attempt<'a> {
             let [first, longest] = RETRY;
             let pause = jittered((first * 2_u32.pow(round.min(10))).min(longest));
             self.pause(pause)?;
+            if left(self.until) == Some(Duration::ZERO) {
+                return Err(Stop::Failed(message));
+            }
         }
         Err(failed("no attempt is left"))
     }
@@ -237,9 +240,8 @@ impl<'a> Attempt<'a> {
         self.hold = Hold::Session;
         let connection = session.connection();
         self.log.detail(format_args!(
-            "Connected to PostgreSQL {}, backend {}.",
+            "Connected to PostgreSQL {}.",
             connection.reported(c"server_version").unwrap_or_default(),
-            connection.backend_pid(),
         ));
         if !self.announced {
             self.announced = true;
@@ -285,7 +287,7 @@ impl<'a> Attempt<'a> {
         let late = format!(
             "could not connect: no answer from {} within {} s",
             self.target,
-            time.as_secs_f64().round()
+            (time.as_secs_f64() * 10.0).round() / 10.0
         );
         let share = left(deadline).map(|left| sys::now() + left / hosts_left);
         let last_line = log::error_line(sys::wall_clock() + time.as_secs() as i64, &late);
@@ -427,10 +429,21 @@ impl<'a> Attempt<'a> {
         turn: Duration,
         guarded: bool,
     ) -> Result<Vec<Outcome>, Failure> {
+        let in_transaction = self.hold == Hold::Transaction;
         let lost = |error: Error| {
-            Failure::Host(Trouble {
-                again: again(&error).max(Again::IfWaiting),
-                message: format!("the connection was lost in the lock call: {error}"),
+            Failure::Host(match error.sqlstate.as_deref() {
+                // protocol_violation, PgBouncer's word for it.
+                Some("08P01") if in_transaction => Trouble {
+                    again: Again::Never,
+                    message: format!(
+                        "the pooler in between does not let a transaction stay open, so no lock can be held \
+                         through it; it would have to be in transaction or session mode: {error}"
+                    ),
+                },
+                _ => Trouble {
+                    again: again(&error),
+                    message: format!("the connection was lost in the lock call: {error}"),
+                },
             })
         };
         session.ask(sql).map_err(lost)?;
@@ -543,8 +556,8 @@ impl<'a> Attempt<'a> {
             "exclusive"
         };
         let bound = match hold {
-            Hold::Session => "of the session",
-            Hold::Transaction => "of a transaction, since a pooler is in between",
+            Hold::Session => format!("of backend {}", session.connection().backend_pid()),
+            Hold::Transaction => "of a transaction, since a pooler is in between".to_owned(),
         };
         let lease = match self.claim.ttl.map(|ttl| ttl.as_secs()) {
             None => "without a lease".to_owned(),

@@ -164,7 +164,11 @@ impl Claim {
     ) -> CString {
         let try_lock = self.function("try_advisory", hold);
         let attempt = if self.slots == 1 {
-            self.one_slot(connection, Some(&self.call(connection, &try_lock, "1")))
+            self.one_slot(
+                connection,
+                hold,
+                Some(&self.call(connection, &try_lock, "1")),
+            )
         } else {
             let door = self.door(connection);
             let gate = if waits && hold == Hold::Session {
@@ -175,6 +179,7 @@ impl Claim {
             };
             self.any_slot(
                 connection,
+                hold,
                 &format!(
                     "(select slot from pg_catalog.generate_series(1, {}) slot where {gate} and {} limit 1) s",
                     self.slots,
@@ -200,7 +205,7 @@ impl Claim {
         let lock = self.function("advisory", Hold::Session);
         let (wait, attempt) = if self.slots == 1 {
             let wait = format!("perform {};", self.call(connection, &lock, "1"));
-            (wait, self.one_slot(connection, None))
+            (wait, self.one_slot(connection, Hold::Session, None))
         } else {
             let door = self.door(connection);
             let queue = if first {
@@ -226,7 +231,7 @@ impl Claim {
             );
             let slot = "(select pg_catalog.current_setting('pglock.slot', true)::int as slot \
                         where pg_catalog.current_setting('pglock.slot', true) <> '') s";
-            (wait, self.any_slot(connection, slot))
+            (wait, self.any_slot(connection, Hold::Session, slot))
         };
         let block = connection.quote(&format!(
             "begin {wait} exception when lock_not_available then end"
@@ -345,7 +350,7 @@ impl Claim {
 
     /// The last branches of the verdict for a lock of one slot; `taken` is what takes it, if it is not
     /// taken yet.
-    fn one_slot(&self, connection: &Connection, taken: Option<&str>) -> String {
+    fn one_slot(&self, connection: &Connection, hold: Hold, taken: Option<&str>) -> String {
         let (condition, key) = match &self.name {
             Name::Id(id) => {
                 let key = Key::One((*id).into());
@@ -364,13 +369,13 @@ impl Claim {
         format!(
             "{busy}when {} then {} else '{missing}'",
             self.proof(&condition),
-            self.held(&key)
+            self.held(&key, hold)
         )
     }
 
     /// The last branch of the verdict for a lock of several; `slot` is a table of the slot that was
     /// taken, empty where none was.
-    fn any_slot(&self, connection: &Connection, slot: &str) -> String {
+    fn any_slot(&self, connection: &Connection, hold: Hold, slot: &str) -> String {
         let (condition, key) = match &self.name {
             Name::Id(id) => (
                 format!(
@@ -392,7 +397,7 @@ impl Claim {
             "else coalesce((select case when {} then {} else 'missing' end from {slot}), \
              case pg_catalog.current_setting('pglock.first', true) when 'yes' then 'first' else 'busy' end)",
             self.proof(&condition),
-            self.held(&key)
+            self.held(&key, hold)
         )
     }
 
@@ -409,9 +414,10 @@ impl Claim {
         )
     }
 
-    /// The word for a lock that is held, its key and the token.
-    fn held(&self, key: &str) -> String {
-        if self.fence {
+    /// The word for a lock that is held, its key and the token. In a transaction that is to stay open the
+    /// token would hold back vacuum: there it needs another, see [`token_sql`](Self::token_sql).
+    fn held(&self, key: &str, hold: Hold) -> String {
+        if self.fence && hold == Hold::Session {
             format!("pg_catalog.concat('held ', {key}, ' ', {TOKEN})")
         } else {
             format!("pg_catalog.concat('held ', {key})")
