@@ -55,6 +55,15 @@ pub enum Group {
     Output,
 }
 
+/// The headings in their order, with their titles; the first has none.
+pub const GROUPS: &[(Group, &str)] = &[
+    (Group::Basic, ""),
+    (Group::Lock, "Lock"),
+    (Group::Lease, "Lease"),
+    (Group::Connection, "Connection"),
+    (Group::Output, "Output"),
+];
+
 /// One flag of the command line.
 pub struct Flag {
     /// Its name in the program.
@@ -333,17 +342,13 @@ The flags below can be configured as environment variables with the PGLOCK_ pref
 PGLOCK_PASS needs to be configured to authenticate to the database.
 ",
     );
-    for (group, title) in [
-        (Group::Basic, ""),
-        (Group::Lock, "Lock:\n"),
-        (Group::Lease, "Lease:\n"),
-        (Group::Connection, "Connection:\n"),
-        (Group::Output, "Output:\n"),
-    ] {
-        let flags = || FLAGS.iter().filter(|flag| flag.group == group);
+    for (group, title) in GROUPS {
+        let flags = || FLAGS.iter().filter(|flag| flag.group == *group);
         let width = flags().map(|flag| flag.synopsis().len()).max().unwrap_or(0);
         text.push('\n');
-        text.push_str(title);
+        if !title.is_empty() {
+            text.push_str(&format!("{title}:\n"));
+        }
         for flag in flags() {
             let short = flag
                 .short

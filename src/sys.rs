@@ -739,8 +739,8 @@ impl Child {
 }
 
 /// Starts a program in a process group of its own, with the signal mask and the dispositions that
-/// pglock was started with. Just before the program is executed the new process calls `prepare` with its
-/// number, and does not execute it if that fails.
+/// pglock was started with. Before that the new process calls `prepare` with its number, all signals
+/// blocked, and does not execute the program if that fails.
 ///
 /// # Errors
 /// The system has no process or descriptor left.
@@ -774,12 +774,12 @@ pub fn spawn(
         // pointer, as `execvp` demands.
         unsafe {
             libc::setpgid(0, 0);
-            for (signal, action) in &signals.dispositions {
-                libc::sigaction(*signal, action, ptr::null_mut());
-            }
-            libc::sigprocmask(libc::SIG_SETMASK, &signals.mask, ptr::null_mut());
             let error = match prepare(Pid(libc::getpid())) {
                 Ok(()) => {
+                    for (signal, action) in &signals.dispositions {
+                        libc::sigaction(*signal, action, ptr::null_mut());
+                    }
+                    libc::sigprocmask(libc::SIG_SETMASK, &signals.mask, ptr::null_mut());
                     environ = environment.as_ptr();
                     libc::execvp(words[0], words.as_ptr());
                     io::Error::last_os_error()
