@@ -590,8 +590,8 @@ fn again(error: &Error) -> Again {
     match error.sqlstate.as_deref() {
         // cannot_connect_now: starting or shutting down; too_many_connections, also by a role's limit.
         Some("57P03" | "53300") => Again::Soon,
-        // admin_shutdown, crash_shutdown.
-        Some("57P01" | "57P02") => Again::IfWaiting,
+        // admin_shutdown, crash_shutdown; the two timeouts of the lease, for a waiter that was stopped.
+        Some("57P01" | "57P02" | "57P05" | "25P03") => Again::IfWaiting,
         Some(_) => Again::Never,
         // libpq itself: nobody answered, or the server closed the connection. What is left then are
         // failures of TLS and of authentication on the client's side.

@@ -60,12 +60,17 @@ impl Command {
         self.child.pid
     }
 
-    /// Passes a signal on to the command's group. A group that has ended needs none.
-    pub fn signal(&self, signal: Signal) {
+    /// Passes a signal on to the command's group, which takes most of them only once it runs again if it
+    /// is stopped. A group that has ended needs none.
+    pub fn note(&self, signal: Signal) {
         let _ = sys::signal_group(self.child.pid, signal);
-        // A stopped process takes these only once it runs again.
+    }
+
+    /// Passes a signal on to the command's group, stopped or not.
+    pub fn signal(&self, signal: Signal) {
+        self.note(signal);
         if signal == Signal::TERM || signal == Signal::HUP {
-            let _ = sys::signal_group(self.child.pid, Signal::CONT);
+            self.note(Signal::CONT);
         }
     }
 

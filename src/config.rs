@@ -7,6 +7,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
+use std::os::unix::ffi::OsStrExt;
 use std::time::Duration;
 
 use crate::flags::{FLAGS, Flag, Id, OTHER_VARIABLES, Value};
@@ -65,6 +66,8 @@ pub struct Config {
 pub struct Server {
     /// A database's name, a `key=value` string or a URI.
     pub database: Option<String>,
+    /// The flag or variable that gave it.
+    pub database_source: String,
     /// A host, a list of hosts, or the directory of a Unix socket.
     pub host: Option<String>,
     /// A port or a list of ports.
@@ -163,9 +166,10 @@ pub fn read(
     }
 
     for (name, value) in environment {
-        let Some(name) = name.to_str().filter(|name| name.starts_with("PGLOCK_")) else {
+        if !name.as_bytes().starts_with(b"PGLOCK_") {
             continue;
-        };
+        }
+        let name: &str = &name.to_string_lossy();
         if value.is_empty() || OTHER_VARIABLES.contains(&name) {
             continue;
         }
@@ -355,6 +359,9 @@ impl Words {
         Ok(Config {
             server: Server {
                 database: self.text(Id::Database),
+                database_source: self.0[Id::Database as usize]
+                    .as_ref()
+                    .map_or_else(String::new, |word| word.spelling.clone()),
                 host: self.text(Id::Host),
                 port: self.text(Id::Port),
                 user: self.text(Id::User),

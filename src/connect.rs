@@ -34,7 +34,7 @@ impl Target {
         let mut given = Vec::new();
         match &server.database {
             Some(string) if is_connection_string(string) => {
-                given = parse(string)?;
+                given = parse(string, &server.database_source)?;
             }
             Some(name) => given.push(("dbname".to_owned(), name.clone().into())),
             None => {}
@@ -120,13 +120,18 @@ fn is_connection_string(text: &str) -> bool {
 
 /// Takes a connection string apart. libpq's message quotes from the string, and what it quotes may be
 /// part of a password.
-fn parse(string: &str) -> Result<Vec<Setting>, pq::Error> {
-    let given = pq::parse(&c_string(string.as_bytes())).map_err(|error| pq::Error {
-        message: format!(
-            "the connection string given as database: {}",
-            without_quotes(&error.message)
-        ),
-        ..error
+fn parse(string: &str, source: &str) -> Result<Vec<Setting>, pq::Error> {
+    let given = pq::parse(&c_string(string.as_bytes())).map_err(|error| {
+        let has_secret = string.contains("pass") || string.contains('@');
+        let (shown, message) = if has_secret {
+            ("...".to_owned(), without_quotes(&error.message))
+        } else {
+            (string.to_owned(), error.message)
+        };
+        pq::Error {
+            message: format!("{source}: {shown:?} is no connection string: {message}"),
+            ..pq::Error::default()
+        }
     })?;
     Ok(given
         .into_iter()

@@ -82,7 +82,7 @@ fn wait_or_signal(
         })?;
         for signal in signals.take() {
             if signal == Signal::TSTP {
-                sys::signal_own_group_by_default(signal);
+                sys::stop_own_group();
             } else if !signal.is_harmless() {
                 return Err(Interrupt::Signal(signal));
             }

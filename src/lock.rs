@@ -608,6 +608,7 @@ pub fn verdict(outcomes: &[Outcome]) -> Verdict {
     let refused = |message: &str| {
         Verdict::Refused(Error {
             message: message.to_owned(),
+            reached: true,
             ..Error::default()
         })
     };

@@ -58,8 +58,13 @@ fn line(time: i64, text: impl Display) -> String {
     format!("{} {}\n", sys::local_time(time), lines.join(" "))
 }
 
+/// In pieces that a pipe takes at once if it takes anything, see pipe(7); once it does not, the rest is
+/// dropped.
 fn write(line: &str) {
-    if sys::is_writable_now(sys::STDERR) {
-        sys::write_all(sys::STDERR, line.as_bytes());
+    for piece in line.as_bytes().chunks(sys::PIPE_BUF) {
+        if !sys::is_writable_now(sys::STDERR) {
+            return;
+        }
+        sys::write_all(sys::STDERR, piece);
     }
 }

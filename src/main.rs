@@ -27,7 +27,7 @@ use config::{Config, Request, Verbosity};
 use exit::Exit;
 use lock::Name;
 use log::Log;
-use sys::Signals;
+use sys::{Signal, Signals, Terminal};
 
 c_main!(run);
 
@@ -46,6 +46,12 @@ fn run(arguments: Vec<OsString>) -> u8 {
             Exit::Failed
         }
     };
+    // A shell ends its loop when it sees that a ^C has ended what it waits for.
+    if let Exit::Signal(signal @ (Signal::INT | Signal::QUIT)) = exit
+        && Terminal::open().is_some_and(|terminal| terminal.foreground() == sys::own_group())
+    {
+        sys::die_of(signal);
+    }
     exit.status()
 }
 

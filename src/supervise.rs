@@ -51,9 +51,10 @@ pub fn run(
     let lease = config.terms.map(|terms| Lease::new(terms, held.sent));
     held.ward.set_deadline(lease.map(|lease| lease.kill_at()));
     let terminal = Terminal::open();
-    let in_foreground = terminal
-        .as_ref()
-        .filter(|terminal| terminal.foreground() == sys::own_group());
+    // Otherwise the command gets the terminal when it first wants it.
+    let in_foreground = terminal.as_ref().filter(|terminal| {
+        terminal.is_input_and_output() && terminal.foreground() == sys::own_group()
+    });
     let started = Command::start(
         &config.command,
         environment,
@@ -314,7 +315,9 @@ impl Supervisor<'_> {
                     self.continue_command();
                 }
             }
-            signal => self.command.signal(signal),
+            signal if self.beats() => self.command.signal(signal),
+            // Not with a SIGCONT behind it.
+            signal => self.command.note(signal),
         }
     }
 
@@ -352,7 +355,7 @@ impl Supervisor<'_> {
         {
             terminal.give_to(sys::own_group());
         }
-        sys::signal_own_group_by_default(Signal::TSTP);
+        sys::stop_own_group();
         // Continued.
         let ttl = self.lease.map(|lease| lease.terms().ttl());
         self.stage = Stage::Resuming(sys::now() + ttl.unwrap_or(ATTEMPT));
@@ -674,9 +677,8 @@ impl Supervisor<'_> {
         if let Change::Killed(signal @ (Signal::INT | Signal::QUIT)) = change
             && had_terminal
         {
-            // Typed at the terminal, it was meant for the calling script as well. A shell that sees pglock
-            // die of it ends its loop.
-            sys::signal_own_group_by_default(signal);
+            // Typed at the terminal, it was meant for the calling script as well.
+            sys::signal_own_group(signal);
         }
         exit
     }

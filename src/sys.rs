@@ -19,6 +19,9 @@ pub const ETIME: i32 = libc::ETIME;
 /// The descriptor of standard error.
 pub const STDERR: RawFd = libc::STDERR_FILENO;
 
+/// How much a pipe that takes anything takes at once.
+pub const PIPE_BUF: usize = libc::PIPE_BUF;
+
 /// Turns the -1 of a failed call into the error that `errno` names.
 fn check(result: c_int) -> io::Result<c_int> {
     if result == -1 {
@@ -574,25 +577,36 @@ impl Signals {
         let until = deadline.map_or(u64::MAX, |deadline| deadline.as_nanos() as u64);
         BLOCKING_UNTIL.store(until, Ordering::Relaxed);
         BLOCKING.store(true, Ordering::Relaxed);
-        if let Some(deadline) = deadline {
-            // A millisecond late, so that the clock is past the deadline when the signal comes.
-            set_alarm(deadline.saturating_sub(now()) + Duration::from_millis(1));
-        }
+        let start = now();
+        // A millisecond late, so that the clock is past the deadline when the signal comes.
+        let before = deadline.and_then(|deadline| {
+            let time = deadline.saturating_sub(start) + Duration::from_millis(1);
+            let before = set_alarm(Some(time));
+            // The caller may have set an alarm too, for the command: one that comes first stays first.
+            if before.is_some_and(|before| before < time) {
+                set_alarm(before);
+            }
+            before
+        });
         // One that came before the flag was set waits in the pipe, and nobody would look there.
         if let Some(signal) = self.take().iter().find(|signal| !signal.is_harmless()) {
             exit(signal.exit_status());
         }
         let result = call();
         if deadline.is_some() {
-            set_alarm(Duration::ZERO);
+            let spent = now().saturating_sub(start);
+            set_alarm(before.map(|before| before.saturating_sub(spent)));
         }
         BLOCKING.store(false, Ordering::Relaxed);
         result
     }
 }
 
-/// Has SIGALRM sent after this time; zero takes it back.
-fn set_alarm(after: Duration) {
+/// Has SIGALRM sent after this time; `None` takes it back. Returns the time that was left of one set
+/// before.
+fn set_alarm(after: Option<Duration>) -> Option<Duration> {
+    // All zeros would take it back.
+    let after = after.map_or(Duration::ZERO, |after| after.max(Duration::from_micros(1)));
     let timer = libc::itimerval {
         it_interval: libc::timeval {
             tv_sec: 0,
@@ -603,32 +617,57 @@ fn set_alarm(after: Duration) {
             tv_usec: after.subsec_micros() as libc::suseconds_t,
         },
     };
-    // SAFETY: the call reads the structure.
+    let mut before = MaybeUninit::<libc::itimerval>::zeroed();
+    // SAFETY: the call reads one structure and fills the other, for which all zeros are a value too.
+    let before = unsafe {
+        libc::setitimer(libc::ITIMER_REAL, &timer, before.as_mut_ptr());
+        before.assume_init().it_value
+    };
+    let before = Duration::new(before.tv_sec as u64, before.tv_usec as u32 * 1000);
+    (!before.is_zero()).then_some(before)
+}
+
+/// Sends a signal to pglock's own process group, pglock included.
+pub fn signal_own_group(signal: Signal) {
+    // SAFETY: the call takes numbers only.
     unsafe {
-        libc::setitimer(libc::ITIMER_REAL, &timer, ptr::null_mut());
+        libc::kill(0, signal.0);
     }
 }
 
-/// Does to pglock's own process group, pglock included, what a signal does by default, and comes back if
-/// pglock lives on: it was stopped and is continued, or it was not stopped since no shell is there to
-/// continue it.
-pub fn signal_own_group_by_default(signal: Signal) {
-    // SAFETY: `sigaction` and `sigprocmask` read and fill structures of this frame, for which all zeros are
-    // a value; the handler is a constant. The calls on the limit read one too.
+/// Stops pglock's own process group, as SIGTSTP would have if pglock did not catch it. Comes back when it
+/// is continued, or at once where no shell is there to continue it.
+pub fn stop_own_group() {
+    with_default(Signal::TSTP, || signal_own_group(Signal::TSTP));
+}
+
+/// Ends pglock by a signal, for whoever waits for it to see.
+pub fn die_of(signal: Signal) {
+    // A core of pglock's would tell nobody anything.
+    let none = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: the call reads the structure.
     unsafe {
-        if signal == Signal::QUIT {
-            // A core of pglock's would tell nobody anything.
-            let none = libc::rlimit {
-                rlim_cur: 0,
-                rlim_max: 0,
-            };
-            libc::setrlimit(libc::RLIMIT_CORE, &none);
-        }
+        libc::setrlimit(libc::RLIMIT_CORE, &none);
+    }
+    // SAFETY: the calls take numbers only.
+    with_default(signal, || unsafe {
+        libc::kill(libc::getpid(), signal.0);
+    });
+}
+
+/// Makes a call while a signal does what it does by default.
+fn with_default(signal: Signal, call: impl FnOnce()) {
+    // SAFETY: `sigaction` reads and fills structures of this frame, for which all zeros are a value; the
+    // handler is a constant.
+    unsafe {
         let mut action = MaybeUninit::<libc::sigaction>::zeroed().assume_init();
         let mut before = MaybeUninit::<libc::sigaction>::zeroed().assume_init();
         action.sa_sigaction = libc::SIG_DFL;
         libc::sigaction(signal.0, &action, &mut before);
-        libc::kill(0, signal.0);
+        call();
         libc::sigaction(signal.0, &before, ptr::null_mut());
     }
 }
@@ -764,6 +803,8 @@ pub fn spawn(
     // SAFETY: the calls fill the sets before they are read.
     unsafe {
         libc::sigfillset(all.as_mut_ptr());
+        // Ignored as it is here, it is forgotten; blocked, it would wait for the command.
+        libc::sigdelset(all.as_mut_ptr(), libc::SIGPIPE);
         libc::sigprocmask(libc::SIG_SETMASK, all.as_ptr(), before.as_mut_ptr());
     }
     // SAFETY: there is one thread, so the child finds nothing half done; it makes plain system calls only,
@@ -1078,6 +1119,13 @@ impl Terminal {
             modes.assume_init()
         };
         Some(Self { descriptor, modes })
+    }
+
+    /// Whether it is also where the program's input comes from and its output goes to: in a pipeline it
+    /// may be for another program, a pager say, to use the terminal.
+    pub fn is_input_and_output(&self) -> bool {
+        // SAFETY: the calls take numbers only.
+        unsafe { libc::isatty(libc::STDIN_FILENO) == 1 && libc::isatty(libc::STDOUT_FILENO) == 1 }
     }
 
     /// The process group in its foreground.
