@@ -254,9 +254,7 @@ impl<'a> Attempt<'a> {
             }
         }
         // A guardian is bound to one connection.
-        if let Some(before) = self.guardian.take() {
-            before.dismiss();
-        }
+        self.guardian = None;
         let (lock, sent, mut token) = self.obtain(&mut session)?;
         if self.config.fence && token.is_none() {
             token = Some(self.token(settings, &mut session, lock)?);
@@ -447,7 +445,8 @@ impl<'a> Attempt<'a> {
             })
         };
         session.ask(sql).map_err(lost)?;
-        if guarded && self.guardian.is_none() {
+        let on_post = self.guardian.as_ref().is_some_and(Guardian::is_on_post);
+        if guarded && !on_post {
             // Made while the server is busy, so that it costs no time.
             let socket = session.wants().map(|(descriptor, _)| descriptor);
             match Guardian::post(&self.ward, socket) {

@@ -402,7 +402,7 @@ impl Words {
 }
 
 /// Checks one value against what its flag takes; the error ends the sentence that the value begins.
-fn check(flag: &Flag, value: &OsStr) -> Result<String, String> {
+pub fn check(flag: &Flag, value: &OsStr) -> Result<String, String> {
     let text = value.to_str().ok_or("is not UTF-8")?;
     if text.is_empty() {
         return Err("is empty".to_owned());
@@ -423,7 +423,10 @@ fn check(flag: &Flag, value: &OsStr) -> Result<String, String> {
         Value::Ports => text
             .split(',')
             .all(|port| {
-                whole_number(port).is_some_and(|port| (1..=u32::from(u16::MAX)).contains(&port))
+                // In a list an empty place stands for the default.
+                (port.is_empty() && text.contains(','))
+                    || whole_number(port)
+                        .is_some_and(|port| (1..=u32::from(u16::MAX)).contains(&port))
             })
             .then(|| text.to_owned())
             .ok_or_else(|| "is not a port from 1 to 65535, nor a list of them".to_owned()),

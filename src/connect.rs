@@ -5,11 +5,11 @@
 //! fills in its own sources by itself, so the defaults are put below them as variables of pglock's own
 //! environment, which the command does not get.
 
-use std::ffi::{CStr, CString, OsString};
+use std::ffi::{CStr, CString, OsStr, OsString};
 use std::fmt;
 use std::os::unix::ffi::OsStrExt;
 
-use crate::config::Server;
+use crate::config::{self, Server};
 use crate::flags::{Flag, Id};
 use crate::label;
 use crate::pq;
@@ -81,7 +81,17 @@ impl Target {
         let word = |keyword: &str| in_force(keyword, &sources).unwrap_or_default();
         let (host, hostaddr, port) = (word("host"), word("hostaddr"), word("port"));
         let shown = if host.is_empty() { &hostaddr } else { &host };
-        let name = format!("{}@{shown}:{port}/{}", word("user"), word("dbname"));
+        // Misplaced, a password in a URI may have become part of something else, and its @ with it.
+        let is_string = server.database.as_deref().is_some_and(is_connection_string);
+        let part = |text: &str| {
+            if is_string && text.contains('@') {
+                "...".to_owned()
+            } else {
+                text.to_owned()
+            }
+        };
+        let (user, shown, database) = (part(&word("user")), part(shown), part(&word("dbname")));
+        let name = format!("{user}@{shown}:{port}/{database}");
         let hosts = split(&host, &hostaddr, &port)?
             .into_iter()
             .map(|one| {
@@ -133,6 +143,17 @@ fn parse(string: &str, source: &str) -> Result<Vec<Setting>, pq::Error> {
             ..pq::Error::default()
         }
     })?;
+    // What libpq would find wrong only later, and without the name of the flag.
+    for (keyword, id) in [("sslmode", Id::Sslmode), ("port", Id::Port)] {
+        if let Some((_, value)) = given.iter().find(|(name, _)| name == keyword)
+            && let Err(wrong) = config::check(Flag::of(id), OsStr::new(value))
+        {
+            return Err(pq::Error {
+                message: format!("{source}: {keyword} {value:?} {wrong}"),
+                ..pq::Error::default()
+            });
+        }
+    }
     Ok(given
         .into_iter()
         .map(|(keyword, value)| (keyword, value.into_bytes()))

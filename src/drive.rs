@@ -83,6 +83,9 @@ fn wait_or_signal(
         for signal in signals.take() {
             if signal == Signal::TSTP {
                 sys::stop_own_group();
+            } else if signal == Signal::CHLD {
+                // As process 1 pglock has children that it did not start.
+                while sys::reap().is_some() {}
             } else if !signal.is_harmless() {
                 return Err(Interrupt::Signal(signal));
             }

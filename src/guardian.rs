@@ -23,14 +23,11 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// Tells the guardian to look at the deadline, which it only knows to move forward.
 const WAKE: &[u8] = b"w";
-/// Tells the guardian that another has taken its post.
-const DISMISS: &[u8] = b"d";
 
-/// A guardian on its post. When this value is dropped, or pglock ends, the group named in its ward is
-/// killed: let the group go first.
+/// A guardian on its post. When pglock ends, the group named in its ward is killed; when only this value
+/// is dropped, the guardian just ends.
 pub struct Guardian {
-    /// Its process id.
-    pub pid: Pid,
+    pid: Pid,
     life: OwnedFd,
 }
 
@@ -47,14 +44,36 @@ impl Guardian {
         Ok(Self { pid, life })
     }
 
+    /// Its process id.
+    pub fn pid(&self) -> Pid {
+        self.pid
+    }
+
+    /// Whether it is there.
+    pub fn is_on_post(&self) -> bool {
+        sys::is_running(self.pid)
+    }
+
     /// Has it look at its ward's deadline now; to be called when there was none before.
     pub fn wake(&self) {
         sys::write_all(self.life.as_raw_fd(), WAKE);
     }
 
-    /// Takes it off its post, since another is on it.
-    pub fn dismiss(self) {
-        sys::write_all(self.life.as_raw_fd(), DISMISS);
+    /// Ends it, without waiting until it has ended.
+    pub fn retire(&self) {
+        if self.is_on_post() {
+            sys::kill(self.pid);
+        }
+    }
+}
+
+impl Drop for Guardian {
+    /// Waited for, it leaves nothing behind, also where pglock's own parent waits for no orphans.
+    fn drop(&mut self) {
+        if self.is_on_post() {
+            sys::kill(self.pid);
+            sys::wait_for(self.pid);
+        }
     }
 }
 
@@ -69,7 +88,6 @@ fn stand(ward: &Ward, end: RawFd) {
         };
         if sys::wait_until(end, alarm) {
             match sys::read_byte(end) {
-                Some(byte) if [byte] == DISMISS => return,
                 Some(_) => continue,
                 None => break,
             }

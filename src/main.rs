@@ -27,7 +27,7 @@ use config::{Config, Request, Verbosity};
 use exit::Exit;
 use lock::Name;
 use log::Log;
-use sys::{Signal, Signals, Terminal};
+use sys::Signals;
 
 c_main!(run);
 
@@ -46,13 +46,10 @@ fn run(arguments: Vec<OsString>) -> u8 {
             Exit::Failed
         }
     };
-    // A shell ends its loop when it sees that a ^C has ended what it waits for.
-    if let Exit::Signal(signal @ (Signal::INT | Signal::QUIT)) = exit
-        && Terminal::open().is_some_and(|terminal| terminal.foreground() == sys::own_group())
-    {
-        sys::die_of(signal);
+    match exit {
+        Exit::Signal(signal) => sys::end_by(signal),
+        exit => exit.status(),
     }
-    exit.status()
 }
 
 /// Takes the lock and runs the command under it.

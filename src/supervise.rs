@@ -83,7 +83,7 @@ pub fn run(
         }
     };
     let new_name = held.waited.then(|| label::label(&config.command));
-    Supervisor {
+    let mut supervisor = Supervisor {
         config,
         signals,
         log,
@@ -102,8 +102,16 @@ pub fn run(
         terminal: terminal.as_ref(),
         command,
         timer: Timer::new(),
+    };
+    // It may have been killed while pglock waited for the lock.
+    if !supervisor
+        .guardian
+        .as_ref()
+        .is_some_and(Guardian::is_on_post)
+    {
+        supervisor.replace_guardian();
     }
-    .run()
+    supervisor.run()
 }
 
 /// Gives the lock up without having run the command.
@@ -263,13 +271,18 @@ impl Supervisor<'_> {
             } else if self
                 .guardian
                 .as_ref()
-                .is_some_and(|guardian| guardian.pid == pid)
+                .is_some_and(|guardian| guardian.pid() == pid)
                 && !matches!(change, Change::Stopped(_))
             {
-                self.log.error("the guardian was killed; starting another");
-                self.post_guardian();
+                self.replace_guardian();
             }
         }
+    }
+
+    /// Posts a guardian in place of one that was killed.
+    fn replace_guardian(&mut self) {
+        self.log.error("the guardian was killed; starting another");
+        self.post_guardian();
     }
 
     /// Posts a guardian over the connection there is, in place of the one there was.
@@ -280,11 +293,7 @@ impl Supervisor<'_> {
         };
         let socket = socket.map(|(descriptor, _)| descriptor);
         match Guardian::post(&self.ward, socket) {
-            Ok(guardian) => {
-                if let Some(before) = self.guardian.replace(guardian) {
-                    before.dismiss();
-                }
-            }
+            Ok(guardian) => self.guardian = Some(guardian),
             Err(error) => self
                 .log
                 .error(format_args!("could not start a guardian: {error}")),
@@ -643,6 +652,9 @@ impl Supervisor<'_> {
     fn finish(mut self) -> Exit {
         self.ward.set_group(None);
         self.ward.set_deadline(None);
+        if let Some(guardian) = &self.guardian {
+            guardian.retire();
+        }
         let change = self.ended.unwrap_or(Change::Exited(0));
         let had_terminal = self.take_terminal_back(change);
         if self.ward.has_fired() && !self.lost {

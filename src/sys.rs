@@ -458,7 +458,7 @@ extern "C" fn handle(signal: c_int) {
             }
         }
         if !Signal(signal).is_harmless() {
-            exit(Signal(signal).exit_status());
+            end_by(Signal(signal));
         }
     }
     let number = signal as u8;
@@ -590,7 +590,7 @@ impl Signals {
         });
         // One that came before the flag was set waits in the pipe, and nobody would look there.
         if let Some(signal) = self.take().iter().find(|signal| !signal.is_harmless()) {
-            exit(signal.exit_status());
+            end_by(*signal);
         }
         let result = call();
         if deadline.is_some() {
@@ -641,21 +641,27 @@ pub fn stop_own_group() {
     with_default(Signal::TSTP, || signal_own_group(Signal::TSTP));
 }
 
-/// Ends pglock by a signal, for whoever waits for it to see.
-pub fn die_of(signal: Signal) {
-    // A core of pglock's would tell nobody anything.
-    let none = libc::rlimit {
-        rlim_cur: 0,
-        rlim_max: 0,
-    };
-    // SAFETY: the call reads the structure.
-    unsafe {
-        libc::setrlimit(libc::RLIMIT_CORE, &none);
+/// Ends pglock for a signal, with the status of a shell for it. What was typed at the terminal ends it as a
+/// signal, for a shell ends its loop only if it sees that. Does only what a signal's handler may.
+pub fn end_by(signal: Signal) -> ! {
+    let typed = signal == Signal::INT || signal == Signal::QUIT;
+    if typed && Terminal::open().is_some_and(|terminal| terminal.foreground() == own_group()) {
+        // A core of pglock's would tell nobody anything.
+        let none = libc::rlimit {
+            rlim_cur: 0,
+            rlim_max: 0,
+        };
+        let mut set = MaybeUninit::<libc::sigset_t>::zeroed();
+        // SAFETY: the calls read structures that are filled, and take numbers.
+        with_default(signal, || unsafe {
+            libc::setrlimit(libc::RLIMIT_CORE, &none);
+            libc::kill(libc::getpid(), signal.0);
+            libc::sigemptyset(set.as_mut_ptr());
+            libc::sigaddset(set.as_mut_ptr(), signal.0);
+            libc::sigprocmask(libc::SIG_UNBLOCK, set.as_ptr(), ptr::null_mut());
+        });
     }
-    // SAFETY: the calls take numbers only.
-    with_default(signal, || unsafe {
-        libc::kill(libc::getpid(), signal.0);
-    });
+    exit(signal.exit_status());
 }
 
 /// Makes a call while a signal does what it does by default.
@@ -751,6 +757,28 @@ pub fn reap() -> Option<(Pid, Change)> {
         Change::Exited(libc::WEXITSTATUS(status) as u8)
     };
     Some((Pid(pid), change))
+}
+
+/// Whether a child is running, or has ended and was not waited for. If it has ended, it is waited for.
+pub fn is_running(child: Pid) -> bool {
+    // SAFETY: the call takes numbers and a null pointer, which asks for no status.
+    unsafe { libc::waitpid(child.0, ptr::null_mut(), libc::WNOHANG) == 0 }
+}
+
+/// Kills a child; [`wait_for`] has to follow.
+pub fn kill(child: Pid) {
+    // SAFETY: the call takes numbers only.
+    unsafe {
+        libc::kill(child.0, libc::SIGKILL);
+    }
+}
+
+/// Waits for a child that is about to end.
+pub fn wait_for(child: Pid) {
+    // SAFETY: as in `is_running`.
+    while unsafe { libc::waitpid(child.0, ptr::null_mut(), 0) } == -1
+        && io::Error::last_os_error().kind() == io::ErrorKind::Interrupted
+    {}
 }
 
 /// A program to execute.
@@ -875,12 +903,8 @@ pub fn run_in_child(limit: Duration, call: impl FnOnce()) {
             break;
         }
     }
-    // SAFETY: the calls take numbers and a null pointer, which asks for no status. The child has ended or
-    // is ended here, so waiting for it does not take long.
-    unsafe {
-        libc::kill(pid, libc::SIGKILL);
-        libc::waitpid(pid, ptr::null_mut(), 0);
-    }
+    kill(Pid(pid));
+    wait_for(Pid(pid));
 }
 
 // The guardian
