@@ -325,7 +325,9 @@ impl<'a> Attempt<'a> {
         let mut caution = Caution::HoldOff;
         loop {
             let connection = session.connection();
-            let sql = self.claim.try_sql(connection, self.hold, caution, waits);
+            let sql = self
+                .claim
+                .try_sql(connection, self.hold, caution, waits, self.waited);
             let (mut sent, mut verdict) = self.ask(session, &sql, Duration::ZERO)?;
             while self.hold == Hold::Session && matches!(verdict, Verdict::Busy | Verdict::First) {
                 let left = self.time_to_wait(session)?;

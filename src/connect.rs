@@ -128,30 +128,21 @@ fn is_connection_string(text: &str) -> bool {
     text.starts_with("postgresql://") || text.starts_with("postgres://") || text.contains('=')
 }
 
-/// Takes a connection string apart. libpq's message quotes from the string, and what it quotes may be
-/// part of a password.
+/// Takes a connection string apart. What is wrong with it is said without a word of it: any part of one
+/// that is malformed may be a password.
 fn parse(string: &str, source: &str) -> Result<Vec<Setting>, pq::Error> {
-    let given = pq::parse(&c_string(string.as_bytes())).map_err(|error| {
-        let has_secret = string.contains("pass") || string.contains('@');
-        let (shown, message) = if has_secret {
-            ("...".to_owned(), without_quotes(&error.message))
-        } else {
-            (string.to_owned(), error.message)
-        };
-        pq::Error {
-            message: format!("{source}: {shown:?} is no connection string: {message}"),
-            ..pq::Error::default()
-        }
-    })?;
+    let wrong = |what: &str| pq::Error {
+        message: format!("{source}: its connection string is not understood: {what}"),
+        ..pq::Error::default()
+    };
+    let given = pq::parse(&c_string(string.as_bytes()))
+        .map_err(|error| wrong(&without_quotes(&error.message)))?;
     // What libpq would find wrong only later, and without the name of the flag.
     for (keyword, id) in [("sslmode", Id::Sslmode), ("port", Id::Port)] {
         if let Some((_, value)) = given.iter().find(|(name, _)| name == keyword)
-            && let Err(wrong) = config::check(Flag::of(id), OsStr::new(value))
+            && let Err(what) = config::check(Flag::of(id), OsStr::new(value))
         {
-            return Err(pq::Error {
-                message: format!("{source}: {keyword} {value:?} {wrong}"),
-                ..pq::Error::default()
-            });
+            return Err(wrong(&format!("its {keyword} {what}")));
         }
     }
     Ok(given
@@ -160,20 +151,12 @@ fn parse(string: &str, source: &str) -> Result<Vec<Setting>, pq::Error> {
         .collect())
 }
 
-/// Hides what stands in double quotes, unless it is a single character.
+/// Hides what stands between the first and the last double quote, more quotes included.
 fn without_quotes(message: &str) -> String {
-    let mut parts = message.split('"');
-    let mut shown = parts.next().unwrap_or_default().to_owned();
-    while let Some(quoted) = parts.next() {
-        let quoted = if quoted.chars().count() == 1 {
-            quoted
-        } else {
-            "..."
-        };
-        shown.push_str(&format!("\"{quoted}\""));
-        shown.push_str(parts.next().unwrap_or_default());
+    match (message.find('"'), message.rfind('"')) {
+        (Some(first), Some(last)) => format!("{}\"...{}", &message[..first], &message[last..]),
+        _ => message.to_owned(),
     }
-    shown
 }
 
 fn get(settings: &[Setting], keyword: &str) -> Option<String> {
@@ -274,9 +257,9 @@ mod tests {
     fn what_a_message_quotes_is_hidden() {
         assert_eq!(
             without_quotes("missing \"=\" after \"secret\" in connection info string"),
-            "missing \"=\" after \"...\" in connection info string"
+            "missing \"...\" in connection info string"
         );
-        assert_eq!(without_quotes("open \"secret"), "open \"...\"");
+        assert_eq!(without_quotes("no \"a\"secret\"b\""), "no \"...\"");
     }
 
     #[test]

@@ -32,6 +32,17 @@ const LOST: [&str; 2] = [
     "pg_catalog.pg_stat_get_bgwriter_stat_reset_time()",
 ];
 
+/// How long a waiter makes sure that the server is not being shut down, in seconds. A shutdown ends one
+/// backend after the other: the holder's may be gone, and its lock granted to a waiter whose own backend
+/// is still to be ended, while the holder goes by its lease. A backend that lives on for so long is not
+/// being ended. A holder that gives its lock up says so beforehand, by the name of its session; then there
+/// is nothing to make sure of.
+const SETTLE: &str = "0.06";
+
+/// How long the first start of a cluster comes after initdb began, at most, in seconds. Short, for what
+/// was started, used and restarted since then is not new any more.
+const JUST: u32 = 2;
+
 /// What a lock is called.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Name {
@@ -46,7 +57,7 @@ impl fmt::Display for Name {
         match self {
             Self::Id(id) => id.fmt(f),
             // Where it is shown it stays on its line.
-            Self::Text(text) => text.escape_debug().fmt(f),
+            Self::Text(text) => text.replace(char::is_control, " ").fmt(f),
         }
     }
 }
@@ -154,21 +165,24 @@ pub enum Verdict {
 
 impl Claim {
     /// Tries to take the lock, without waiting. `waits` tells whether the claimant would queue for a slot,
-    /// and so does not go before those who do.
+    /// and so does not go before those who do; `waited`, whether somebody else has held the lock before.
     pub fn try_sql(
         &self,
         connection: &Connection,
         hold: Hold,
         caution: Caution,
         waits: bool,
+        waited: bool,
     ) -> CString {
         let try_lock = self.function("try_advisory", hold);
         let attempt = if self.slots == 1 {
-            self.one_slot(
-                connection,
-                hold,
-                Some(&self.call(connection, &try_lock, "1")),
-            )
+            let call = self.call(connection, &try_lock, "1");
+            let settle = if waited {
+                format!(" and pg_catalog.pg_sleep({SETTLE})::text is not null")
+            } else {
+                String::new()
+            };
+            self.one_slot(connection, hold, Some(&format!("({call}{settle})")))
         } else {
             let door = self.door(connection);
             let gate = if waits && hold == Hold::Session {
@@ -204,7 +218,8 @@ impl Claim {
         let turn = milliseconds.clamp(1, TURN);
         let lock = self.function("advisory", Hold::Session);
         let (wait, attempt) = if self.slots == 1 {
-            let wait = format!("perform {};", self.call(connection, &lock, "1"));
+            let settle = settle_sql(&self.key_sql(connection, "1"));
+            let wait = format!("perform {}; {settle}", self.call(connection, &lock, "1"));
             (wait, self.one_slot(connection, Hold::Session, None))
         } else {
             let door = self.door(connection);
@@ -220,6 +235,7 @@ impl Claim {
                  if ({call}) then \
                  perform pg_catalog.set_config('pglock.slot', slot::text, true); \
                  perform pg_catalog.pg_advisory_unlock({door}); \
+                 {settle} \
                  return; \
                  end if; \
                  end loop; \
@@ -227,6 +243,7 @@ impl Claim {
                  perform pg_catalog.pg_sleep(0.04); \
                  end loop;",
                 slots = self.slots,
+                settle = settle_sql(&self.key_sql(connection, "slot")),
                 call = self.call(connection, &try_lock, "slot"),
             );
             let slot = "(select pg_catalog.current_setting('pglock.slot', true)::int as slot \
@@ -243,14 +260,14 @@ impl Claim {
         ))
     }
 
-    /// Asks how much of its first ttl is left to the server, in seconds, and whether it was made less
-    /// than a ttl before it lost its sessions: then there was no time for anybody to hold a lock.
+    /// Asks how much of its first ttl is left to the server, in seconds, and whether it was made just before
+    /// it lost its sessions: then that was the first start of a new cluster, and nobody has held a lock yet.
     pub fn age_sql(&self) -> CString {
         let ttl = self.ttl.unwrap_or_default().as_secs();
         let lost = LOST.join(", ");
         sql(format!(
             "select {ttl} - extract(epoch from pg_catalog.clock_timestamp() - greatest({lost})), \
-             (system_identifier >> 32) > extract(epoch from greatest({lost})) - {ttl} \
+             (system_identifier >> 32) > extract(epoch from greatest({lost})) - {JUST} \
              from pg_catalog.pg_control_system()"
         ))
     }
@@ -340,6 +357,18 @@ impl Claim {
         format!("pg_catalog.hashtextextended({text}, {slot} - 1)")
     }
 
+    /// The key of the slot of this number or expression, as [`Key`] shows it.
+    fn key_sql(&self, connection: &Connection, slot: &str) -> String {
+        match &self.name {
+            Name::Id(id) if self.slots == 1 => format!("'{id}'"),
+            Name::Id(id) => format!(
+                "case {slot} when 1 then '{id}' else pg_catalog.concat({}, ',', {slot}) end",
+                *id as i32
+            ),
+            Name::Text(_) => self.hash(connection, slot),
+        }
+    }
+
     /// The arguments of the lock that those who wait for a slot queue at.
     fn door(&self, connection: &Connection) -> String {
         match &self.name {
@@ -351,15 +380,10 @@ impl Claim {
     /// The last branches of the verdict for a lock of one slot; `taken` is what takes it, if it is not
     /// taken yet.
     fn one_slot(&self, connection: &Connection, hold: Hold, taken: Option<&str>) -> String {
-        let (condition, key) = match &self.name {
-            Name::Id(id) => {
-                let key = Key::One((*id).into());
-                (key.condition(), format!("'{key}'"))
-            }
-            Name::Text(_) => {
-                let hash = self.hash(connection, "1");
-                (format!("objsubid = 1 and {BIGINT} = {hash}"), hash)
-            }
+        let key = self.key_sql(connection, "1");
+        let condition = match &self.name {
+            Name::Id(id) => Key::One((*id).into()).condition(),
+            Name::Text(_) => format!("objsubid = 1 and {BIGINT} = {key}"),
         };
         let (busy, missing) = match taken {
             Some(taken) => (format!("when not {taken} then 'busy' "), "missing"),
@@ -376,22 +400,14 @@ impl Claim {
     /// The last branch of the verdict for a lock of several; `slot` is a table of the slot that was
     /// taken, empty where none was.
     fn any_slot(&self, connection: &Connection, hold: Hold, slot: &str) -> String {
-        let (condition, key) = match &self.name {
-            Name::Id(id) => (
-                format!(
-                    "case slot when 1 then {} else classid = {id} and objid::bigint = slot \
-                     and objsubid = 2 end",
-                    Key::One((*id).into()).condition()
-                ),
-                format!(
-                    "case slot when 1 then '{id}' else pg_catalog.concat({}, ',', slot) end",
-                    *id as i32
-                ),
+        let key = self.key_sql(connection, "slot");
+        let condition = match &self.name {
+            Name::Id(id) => format!(
+                "case slot when 1 then {} else classid = {id} and objid::bigint = slot \
+                 and objsubid = 2 end",
+                Key::One((*id).into()).condition()
             ),
-            Name::Text(_) => {
-                let hash = self.hash(connection, "slot");
-                (format!("objsubid = 1 and {BIGINT} = {hash}"), hash)
-            }
+            Name::Text(_) => format!("objsubid = 1 and {BIGINT} = {key}"),
         };
         format!(
             "else coalesce((select case when {} then {} else 'missing' end from {slot}), \
@@ -484,16 +500,21 @@ impl Lock {
         ))
     }
 
-    /// Gives the lock up.
+    /// Gives the lock up, and says so to those who wait before it does.
     pub fn release_sql(&self) -> CString {
-        match self.hold {
-            Hold::Session => sql(format!(
-                "select pg_catalog.pg_advisory_unlock{}({})",
+        let local = self.hold == Hold::Transaction;
+        let say = format!(
+            "select pg_catalog.set_config('application_name', '{RELEASED}{}', {local})",
+            self.key
+        );
+        sql(match self.hold {
+            Hold::Session => format!(
+                "{say}; select pg_catalog.pg_advisory_unlock{}({})",
                 self.suffix(),
                 self.key
-            )),
-            Hold::Transaction => c"commit".into(),
-        }
+            ),
+            Hold::Transaction => format!("{say}; commit"),
+        })
     }
 
     fn suffix(&self) -> &'static str {
@@ -516,6 +537,18 @@ impl Lock {
             self.key
         )
     }
+}
+
+/// What the session of a holder is called that has given its lock up: this and the key.
+const RELEASED: &str = "pglock released ";
+
+/// The statement of a waiter that has got the lock of this key, see [`SETTLE`].
+fn settle_sql(key: &str) -> String {
+    format!(
+        "if not exists (select from pg_catalog.pg_stat_get_activity(null) \
+         where application_name = pg_catalog.concat('{RELEASED}', {key})) \
+         then perform pg_catalog.pg_sleep({SETTLE}); end if;"
+    )
 }
 
 /// Opens the transaction that a lock behind a pooler is bound to. A stronger isolation, which a role may
@@ -664,8 +697,8 @@ pub fn token(outcomes: &[Outcome]) -> Option<u64> {
 
 /// Whether the answer to [`Lock::release_sql`] says that the lock was held until then.
 pub fn was_released(outcomes: &[Outcome]) -> bool {
-    match outcomes {
-        [outcome @ Outcome::Done { rows, .. }] => rows.is_empty() || outcome.field(0) == Some("t"),
+    match outcomes.last() {
+        Some(outcome @ Outcome::Done { rows }) => rows.is_empty() || outcome.field(0) == Some("t"),
         _ => false,
     }
 }

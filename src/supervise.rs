@@ -99,6 +99,7 @@ pub fn run(
         stage: Stage::Running,
         ended: None,
         lost: false,
+        paused: false,
         terminal: terminal.as_ref(),
         command,
         timer: Timer::new(),
@@ -181,6 +182,8 @@ struct Supervisor<'a> {
     /// How the command itself ended; others of its group may be left.
     ended: Option<Change>,
     lost: bool,
+    /// Whether pglock has stopped the command, see [`Supervisor::pause`].
+    paused: bool,
     /// The controlling terminal, where there is a shell to stop for.
     terminal: Option<&'a Terminal>,
     command: Command,
@@ -320,7 +323,7 @@ impl Supervisor<'_> {
             Signal::CHLD => {}
             Signal::CONT => {
                 // In the other stages the command continues when the lock is known to be held.
-                if self.beats() {
+                if self.beats() && !self.paused {
                     self.continue_command();
                 }
             }
@@ -346,7 +349,7 @@ impl Supervisor<'_> {
         let Some(terminal) = self.terminal else {
             return;
         };
-        if self.stage != Stage::Running {
+        if self.stage != Stage::Running || self.paused {
             return;
         }
         if signal.is_about_terminal() && terminal.foreground() == sys::own_group() {
@@ -355,6 +358,22 @@ impl Supervisor<'_> {
             return;
         }
         self.stage = Stage::Suspending(sys::now() + LIFT);
+    }
+
+    /// Stops the command for the moment that it takes to find out what has become of its lock. A session that
+    /// was ended alone has left the lock to others; a server that is restarting has left it to nobody.
+    fn pause(&mut self) {
+        if self.config.kill_on_loss && self.ended.is_none() {
+            self.command.note(Signal::STOP);
+            self.paused = true;
+        }
+    }
+
+    /// Lets a command run on that was paused.
+    fn unpause(&mut self) {
+        if std::mem::take(&mut self.paused) {
+            self.command.note(Signal::CONT);
+        }
     }
 
     /// Stops pglock, with the rest of its group, until the shell continues it.
@@ -381,6 +400,7 @@ impl Supervisor<'_> {
                 "the lock is lost: {why}; stopping the command"
             ));
             self.command.signal(Signal::TERM);
+            self.paused = false;
             self.stage = Stage::Stopping(kill_at);
         } else {
             self.carry_on_without(why);
@@ -540,7 +560,11 @@ impl Supervisor<'_> {
                     self.answered(question, sent, &outcomes);
                 }
             }
-            Err(_) if matches!(self.link, Link::Connecting(..)) => {
+            Err(error) if matches!(self.link, Link::Connecting(..)) => {
+                // cannot_connect_now: the server itself says that it is shutting down or starting.
+                if error.sqlstate.as_deref() == Some("57P03") {
+                    self.unpause();
+                }
                 self.link = Link::Down(sys::now() + RETRY);
             }
             Err(error) => self.disconnected(&error),
@@ -555,7 +579,10 @@ impl Supervisor<'_> {
         ));
         self.link = Link::Gone;
         match self.stage {
-            Stage::Running if self.lease.is_some() => self.link = Link::Down(sys::now()),
+            Stage::Running if self.lease.is_some() => {
+                self.pause();
+                self.link = Link::Down(sys::now());
+            }
             Stage::Running if !self.lost => {
                 let kill_at = sys::now() + self.config.grace;
                 self.lose(
@@ -620,6 +647,7 @@ impl Supervisor<'_> {
         match verdict {
             Verdict::Held(..) if restarted => {
                 self.renew(sent);
+                self.unpause();
                 self.log.info(format_args!(
                     "The server was restarted; the lock was taken again {silence} after its last sign, and \
                      nobody has had it meanwhile."

@@ -348,6 +348,7 @@ impl Signal {
     pub const INT: Self = Self(libc::SIGINT);
     pub const KILL: Self = Self(libc::SIGKILL);
     pub const QUIT: Self = Self(libc::SIGQUIT);
+    pub const STOP: Self = Self(libc::SIGSTOP);
     pub const TERM: Self = Self(libc::SIGTERM);
     pub const TSTP: Self = Self(libc::SIGTSTP);
 
@@ -714,7 +715,11 @@ fn live_members(leader: Pid) -> Option<bool> {
         // The name, in parentheses, may hold anything; what follows is state, parent and group.
         let mut fields = stat.rsplit(')').next()?.split_whitespace();
         let state = fields.next();
-        if fields.nth(1) == Some(group.as_str()) && !matches!(state, Some("Z" | "X")) {
+        let is_member = fields.nth(1) == Some(group.as_str());
+        // One whose first thread has ended looks as if it had ended too, and may run on in others.
+        let threads = fields.nth(14).and_then(|number| number.parse().ok());
+        let has_ended = matches!(state, Some("Z" | "X")) && threads.unwrap_or(0) <= 1;
+        if is_member && !has_ended {
             return Some(true);
         }
     }
