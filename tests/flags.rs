@@ -1,0 +1,399 @@
+//! Bad input is refused before anything is connected, in one line that names the culprit.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
+
+use crate::support::*;
+
+/// A pglock that would give itself away if it connected or ran its command.
+struct Trial {
+    witness: Witness,
+    marker: Marker,
+}
+
+impl Trial {
+    fn new() -> Trial {
+        Trial {
+            witness: Witness::new(),
+            marker: Marker::new(),
+        }
+    }
+
+    /// One that only the test's own flags and variables can stop.
+    fn pglock(&self) -> Pglock {
+        Pglock::at(self.witness.port()).command(self.marker.command())
+    }
+
+    #[track_caller]
+    fn assert_refused(&self, pglock: &Pglock, words: &[&str]) {
+        let output = pglock.run();
+        output.assert_refused(words);
+        assert!(
+            !self.witness.was_disturbed(),
+            "it connected\n{}",
+            output.report()
+        );
+        assert!(
+            !self.marker.exists(),
+            "the command ran\n{}",
+            output.report()
+        );
+    }
+}
+
+fn variable(flag: &str) -> String {
+    format!(
+        "PGLOCK_{}",
+        flag.trim_start_matches('-')
+            .replace('-', "_")
+            .to_uppercase()
+    )
+}
+
+const NUMBERS: [(&str, &str); 4] = [
+    ("--lockid", "4294967296"),
+    ("--wait", "4294967296"),
+    ("--conflict-exit-code", "256"),
+    ("--connect-timeout", "4294967296"),
+];
+
+const TEXTS: [&str; 4] = ["--database", "--host", "--user", "--sslmode"];
+
+const SWITCHES: [&str; 3] = ["--block", "--quiet", "--verbose"];
+
+/// All flags that take a value.
+fn with_value() -> impl Iterator<Item = &'static str> {
+    NUMBERS
+        .iter()
+        .map(|(flag, _)| *flag)
+        .chain(TEXTS)
+        .chain(["--port"])
+}
+
+#[test]
+fn a_number_that_is_none_is_refused() {
+    let trial = Trial::new();
+    let ports = ("--port", "65536");
+    for (flag, too_large) in NUMBERS.into_iter().chain([ports]) {
+        for value in [
+            "abc",
+            "-1",
+            too_large,
+            "99999999999999999999999",
+            "1.5",
+            "1e3",
+            "0x10",
+            "7 7",
+            "--wait",
+            "\u{0661}",
+        ] {
+            trial.assert_refused(&trial.pglock().flags([flag, value]), &[flag, value]);
+            trial.assert_refused(
+                &trial.pglock().flag(format!("{flag}={value}")),
+                &[flag, value],
+            );
+            let name = variable(flag);
+            trial.assert_refused(&trial.pglock().env(&name, value), &[&name, value]);
+        }
+    }
+}
+
+#[test]
+fn a_bad_list_of_ports_is_refused() {
+    let trial = Trial::new();
+    for value in ["5432,abc", "5432,65536", "5432;5433", "5432 5433"] {
+        trial.assert_refused(&trial.pglock().flags(["--port", value]), &["--port", value]);
+        trial.assert_refused(
+            &trial.pglock().env("PGLOCK_PORT", value),
+            &["PGLOCK_PORT", value],
+        );
+    }
+}
+
+#[test]
+fn an_unknown_ssl_mode_is_refused() {
+    let trial = Trial::new();
+    for value in ["sometimes", "verify", "true"] {
+        trial.assert_refused(
+            &trial.pglock().flags(["--sslmode", value]),
+            &["--sslmode", value],
+        );
+        trial.assert_refused(
+            &trial.pglock().env("PGLOCK_SSLMODE", value),
+            &["PGLOCK_SSLMODE", value],
+        );
+    }
+}
+
+#[test]
+fn an_empty_value_is_refused() {
+    let trial = Trial::new();
+    for flag in with_value() {
+        trial.assert_refused(&trial.pglock().flags([flag, ""]), &[flag]);
+        trial.assert_refused(&trial.pglock().flag(format!("{flag}=")), &[flag]);
+    }
+}
+
+#[test]
+fn an_empty_variable_counts_as_unset() {
+    let server = Server::new();
+    let mut pglock = Pglock::on(&server).flags(["--database", "postgres", "--user", "postgres"]);
+    pglock = pglock
+        .flags(["--host".as_ref(), server.socket_dir().as_os_str()])
+        .flags(["--port", "5432"]);
+    for flag in with_value().chain(SWITCHES) {
+        pglock = pglock.env(variable(flag), "");
+    }
+    let output = pglock.command(["echo", "ran"]).run();
+    output.assert_status(0).assert_stdout("ran\n");
+    assert_eq!(
+        output.log()[2],
+        "Lock ID 1 obtained successfully!",
+        "{}",
+        output.report()
+    );
+}
+
+#[test]
+fn a_missing_value_is_refused() {
+    let trial = Trial::new();
+    for flag in with_value() {
+        trial.assert_refused(&Pglock::at(trial.witness.port()).flag(flag), &[flag]);
+    }
+    // The command word is taken for the value, and is none.
+    let output = Pglock::at(trial.witness.port())
+        .flags(["--wait", "sleep", "2"])
+        .run();
+    output.assert_refused(&["--wait", "sleep"]);
+}
+
+#[test]
+fn the_last_of_two_values_wins() {
+    let server = Server::new();
+    let holder = Pglock::on(&server)
+        .flags(["--lockid", "3", "--lockid=4"])
+        .hold();
+    assert_eq!((server.holders(3).len(), server.holders(4).len()), (0, 1));
+    let skip = Pglock::on(&server).flags([
+        "--lockid",
+        "4",
+        "--conflict-exit-code",
+        "8",
+        "--conflict-exit-code",
+        "9",
+    ]);
+    skip.clone().command(["true"]).run().assert_status(9);
+    let waits = skip
+        .flags(["--wait", "0", "--wait", "1"])
+        .command(["true"])
+        .run();
+    assert!(
+        waits
+            .assert_status(9)
+            .stderr()
+            .contains("with 1 seconds timeout"),
+        "{}",
+        waits.report()
+    );
+    holder.finish().assert_status(0);
+
+    let fake = FakeServer::new();
+    let output = Pglock::new()
+        .flags([
+            "--host",
+            "127.0.0.9",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            "1",
+            "--port",
+            &fake.port().to_string(),
+        ])
+        .flags([
+            "--user",
+            "one",
+            "--user",
+            "two",
+            "--database",
+            "three",
+            "--database",
+            "four",
+        ])
+        .flags([
+            "--sslmode",
+            "require",
+            "--sslmode",
+            "disable",
+            "--connect-timeout",
+            "1",
+            "--connect-timeout",
+            "20",
+        ])
+        .command(["true"])
+        .run();
+    output.assert_failed(&[]);
+    let calls = fake.calls();
+    let call = calls
+        .first()
+        .unwrap_or_else(|| panic!("no call\n{}", output.report()));
+    assert_eq!(
+        (
+            call.parameters["user"].as_str(),
+            call.parameters["database"].as_str(),
+            call.tls
+        ),
+        ("two", "four", false)
+    );
+}
+
+#[test]
+fn an_unknown_flag_is_refused() {
+    let trial = Trial::new();
+    for flag in [
+        "--bogus",
+        "--lock",
+        "--lockid1",
+        "--LOCKID",
+        "-x",
+        "--bogus=7",
+    ] {
+        let name = flag.split('=').next().expect("a name");
+        trial.assert_refused(&trial.pglock().flag(flag), &[name]);
+    }
+    // A long flag with one dash is a bundle of short ones.
+    trial.assert_refused(&trial.pglock().flags(["-wait", "5"]), &["-w"]);
+}
+
+#[test]
+fn an_unknown_variable_is_refused() {
+    let trial = Trial::new();
+    for name in [
+        "PGLOCK_BOGUS",
+        "PGLOCK_LOCK_ID",
+        "PGLOCK_CONFLICTEXITCODE",
+        "PGLOCK_wait",
+    ] {
+        trial.assert_refused(&trial.pglock().env(name, "7"), &[name]);
+    }
+}
+
+#[test]
+fn variables_that_are_for_the_command_are_ignored() {
+    let server = Server::new();
+    for name in [
+        "PGLOCK_LOCK_HELD",
+        "PGLOCK_TOKEN",
+        "PGLOCK_HELP",
+        "PGLOCK_VERSION",
+    ] {
+        let output = Pglock::on(&server)
+            .env(name, "nonsense")
+            .command(["echo", "ran"])
+            .run();
+        output.assert_status(0).assert_stdout("ran\n");
+    }
+    // Neither do other programs' variables matter.
+    for name in ["PGLOCKID", "pglock_wait", "PGLOCKER_WAIT"] {
+        Pglock::on(&server)
+            .env(name, "nonsense")
+            .command(["true"])
+            .run()
+            .assert_status(0);
+    }
+}
+
+#[test]
+fn a_switch_takes_no_value_on_the_command_line() {
+    let trial = Trial::new();
+    for flag in SWITCHES {
+        trial.assert_refused(&trial.pglock().flag(format!("{flag}=true")), &[flag]);
+    }
+}
+
+#[test]
+fn a_switch_in_the_environment_is_true_or_false() {
+    let trial = Trial::new();
+    for flag in SWITCHES {
+        for value in ["maybe", "2", "tru", "on"] {
+            let name = variable(flag);
+            trial.assert_refused(&trial.pglock().env(&name, value), &[&name, value]);
+        }
+    }
+}
+
+#[test]
+fn text_that_is_not_utf_8_is_refused() {
+    let trial = Trial::new();
+    let bad = OsStr::from_bytes(b"a\xffb");
+    for flag in with_value() {
+        trial.assert_refused(&trial.pglock().flags([OsStr::new(flag), bad]), &[flag]);
+        let mut glued = OsString::from(format!("{flag}="));
+        glued.push(bad);
+        trial.assert_refused(&trial.pglock().flag(glued), &[flag]);
+        let name = variable(flag);
+        trial.assert_refused(&trial.pglock().env(&name, bad), &[&name]);
+    }
+    for flag in SWITCHES {
+        let name = variable(flag);
+        trial.assert_refused(&trial.pglock().env(&name, bad), &[&name]);
+    }
+    trial.assert_refused(
+        &trial.pglock().flag(OsStr::from_bytes(b"--a\xffb")),
+        &["--a"],
+    );
+    trial.assert_refused(
+        &trial.pglock().env(OsStr::from_bytes(b"PGLOCK_A\xffB"), "1"),
+        &["PGLOCK_A"],
+    );
+}
+
+#[test]
+fn a_value_with_a_line_break_is_refused_in_one_line() {
+    let trial = Trial::new();
+    for value in ["1\n2", "1\r2", "\n"] {
+        trial.assert_refused(&trial.pglock().flags(["--lockid", value]), &["--lockid"]);
+        trial.assert_refused(
+            &trial.pglock().env("PGLOCK_LOCKID", value),
+            &["PGLOCK_LOCKID"],
+        );
+    }
+    trial.assert_refused(&trial.pglock().flag("--bo\ngus"), &["--bo"]);
+    // Nor does a value get at the terminal.
+    let output = trial.pglock().flags(["--lockid", "\x1b[31m7"]).run();
+    output.assert_refused(&["--lockid"]).assert_nowhere("\x1b");
+}
+
+#[test]
+fn no_command_is_refused() {
+    let trial = Trial::new();
+    for flags in [&[][..], &["--"], &["--lockid", "7"], &["--wait=5", "--"]] {
+        trial.assert_refused(&Pglock::at(trial.witness.port()).flags(flags), &["command"]);
+    }
+}
+
+#[test]
+fn flags_that_exclude_each_other_are_refused() {
+    let trial = Trial::new();
+    for (one, other) in [("--block", "--wait"), ("--quiet", "--verbose")] {
+        let value = if other == "--wait" { "5" } else { "true" };
+        let flags: &[&str] = if other == "--wait" {
+            &[one, other, value]
+        } else {
+            &[one, other]
+        };
+        trial.assert_refused(&trial.pglock().flags(flags), &[one, other]);
+        let (one, other) = (variable(one), variable(other));
+        trial.assert_refused(
+            &trial.pglock().env(&one, "true").env(&other, value),
+            &[&one, &other],
+        );
+    }
+    // A switch that is off excludes nothing.
+    let server = Server::new();
+    let output = Pglock::on(&server)
+        .env("PGLOCK_BLOCK", "false")
+        .flags(["--wait", "5"])
+        .command(["true"])
+        .run();
+    output.assert_status(0);
+}
