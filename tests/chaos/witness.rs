@@ -1,0 +1,96 @@
+//! The witness: what the command does with it, and the scripts that are run as commands.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::Path;
+use std::process::ExitCode;
+use std::thread;
+use std::time::Duration;
+
+use nix::libc;
+
+/// The descriptor on which the command and all its children have the witness file.
+const WITNESS: i32 = 9;
+
+/// The command: `sh script helper dir run flavour tenths`.
+pub const SCRIPT: &str = r#"
+unset LD_PRELOAD
+exec 9>>"$2/witness"
+"$1" claim "$2/log" "$3"
+work() { n=0; while [ $n -lt "$1" ]; do sleep 0.1; n=$((n + 1)); done; }
+case $4 in
+plain) work "$5" ;;
+child) work "$5" & wait ;;
+children) work "$5" & work "$5" & (work "$5" & wait) & wait ;;
+deaf-child) (trap '' TERM; work "$5") & wait ;;
+deaf-children) (trap '' TERM; work "$5" & work "$5" & wait) & work "$5" & wait ;;
+deaf) trap '' TERM; work "$5" & wait ;;
+polite) trap 'sleep 0.3; exit 3' TERM; work "$5" & wait ;;
+esac
+"$1" end "$2/log" "$3"
+"#;
+
+pub const FLAVOURS: [&str; 7] = [
+    "plain",
+    "child",
+    "children",
+    "deaf-child",
+    "deaf-children",
+    "deaf",
+    "polite",
+];
+
+/// The time since the machine was started, which is one for all processes.
+pub fn now() -> Duration {
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: the call fills the structure.
+    #[allow(unsafe_code)]
+    unsafe {
+        libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut time);
+    }
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
+/// Takes the witness for the caller and its relatives; false if somebody else has it.
+fn take() -> bool {
+    // SAFETY: the call takes numbers. The lock belongs to the open file, so it stays when this process ends.
+    #[allow(unsafe_code)]
+    unsafe {
+        libc::flock(WITNESS, libc::LOCK_EX | libc::LOCK_NB) == 0
+    }
+}
+
+/// The program when a command calls it: `claim log run` at its beginning, `end log run` at its end.
+pub fn main(words: &[String]) -> ExitCode {
+    let [what, log, run] = words else {
+        return ExitCode::from(2);
+    };
+    match what.as_str() {
+        "claim" => {
+            if !take() {
+                note(log, "overlap", run);
+                while !take() {
+                    thread::sleep(Duration::from_micros(500));
+                }
+                note(log, "over", run);
+            }
+            note(log, "claim", run);
+        }
+        _ => note(log, "end", run),
+    }
+    ExitCode::SUCCESS
+}
+
+fn note(log: &str, what: &str, run: &str) {
+    let line = format!("{what} {run} {}\n", now().as_nanos());
+    // One write to a file that is open for appending: lines of different processes do not mix.
+    let mut log = File::options()
+        .append(true)
+        .create(true)
+        .open(Path::new(log))
+        .expect("open the log");
+    log.write_all(line.as_bytes()).expect("write to the log");
+}
