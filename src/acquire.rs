@@ -11,10 +11,11 @@ use crate::drive::{self, Interrupt, drive, left};
 use crate::exit::Exit;
 use crate::guardian::Guardian;
 use crate::lease::Terms;
-use crate::lock::{self, Caution, Claim, Hold, Lock, TURN, Verdict};
+use crate::lock::{self, Caution, Claim, Lock, TURN, Verdict};
 use crate::log::{self, Log};
 use crate::pq::{Error, Outcome};
 use crate::session::{Event, Session};
+use crate::settings::{Hold, Settings};
 use crate::status;
 use crate::sys::{self, Signal, Signals, Ward};
 
@@ -25,7 +26,7 @@ const POOLED_PAUSE: Duration = Duration::from_millis(500);
 const RETRY: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(1)];
 
 /// Keywords of libpq's and their values.
-pub type Settings = Vec<(CString, CString)>;
+pub type Conninfo = Vec<(CString, CString)>;
 
 /// A lock that is held, and what holds it.
 pub struct Held {
@@ -42,7 +43,7 @@ pub struct Held {
     /// Who does it.
     pub guardian: Guardian,
     /// How to connect to the same server again, without a look-up that may block.
-    pub settings: Settings,
+    pub settings: Conninfo,
     /// Whether the session is known by a name that tells since when it has waited.
     pub waited: bool,
 }
@@ -162,7 +163,7 @@ impl<'a> Attempt<'a> {
                 name: config.lock.clone(),
                 shared: config.shared,
                 slots: config.slots,
-                ttl: config.terms.map(Terms::ttl),
+                settings: Settings::new(config.terms.map(Terms::ttl)),
                 fence: config.fence,
             },
             target,
@@ -183,7 +184,7 @@ impl<'a> Attempt<'a> {
     /// it. `each` is told how many hosts are left, itself included.
     fn run<T>(
         &mut self,
-        mut each: impl FnMut(&mut Self, &Settings, u32) -> Result<T, Failure>,
+        mut each: impl FnMut(&mut Self, &Conninfo, u32) -> Result<T, Failure>,
     ) -> Result<T, Stop> {
         for round in 0_u32.. {
             let mut again = Again::Never;
@@ -235,10 +236,16 @@ impl<'a> Attempt<'a> {
 
     /// Connects to one host and obtains the lock there. The time there is for connecting is shared with the
     /// hosts that are left, so that one that does not answer leaves some to the next.
-    fn try_host(&mut self, settings: &Settings, hosts_left: u32) -> Result<Held, Failure> {
+    fn try_host(&mut self, settings: &Conninfo, hosts_left: u32) -> Result<Held, Failure> {
         let mut session = self.connect(settings, hosts_left)?;
         self.hold = Hold::Session;
         let connection = session.connection();
+        if let Some(version) = connection.reported(c"crdb_version") {
+            return Err(failed(format_args!(
+                "the server is CockroachDB ({version}), whose advisory locks do not exclude anybody"
+            ))
+            .into());
+        }
         self.log.detail(format_args!(
             "Connected to PostgreSQL {}.",
             connection.reported(c"server_version").unwrap_or_default(),
@@ -275,7 +282,7 @@ impl<'a> Attempt<'a> {
 
     /// Connects to one host. A look-up of a name may block, which cannot be taken back: it ends pglock at
     /// the deadline.
-    fn connect(&self, settings: &Settings, hosts_left: u32) -> Result<Session, Failure> {
+    fn connect(&self, settings: &Conninfo, hosts_left: u32) -> Result<Session, Failure> {
         let timeout = self
             .config
             .connect_timeout
@@ -357,6 +364,10 @@ impl<'a> Attempt<'a> {
                             .to_owned(),
                         again: Again::IfWaiting,
                     }));
+                }
+                Verdict::Refused(error) if self.claim.settings.refuse(&error) => {
+                    self.log
+                        .detail(format_args!("The server refuses a setting: {error}."));
                 }
                 Verdict::Refused(error) => {
                     return Err(Failure::Host(Trouble {
@@ -535,7 +546,7 @@ impl<'a> Attempt<'a> {
     /// back vacuum for as long as the command runs, so it needs one of its own, on another connection.
     fn token(
         &mut self,
-        settings: &Settings,
+        settings: &Conninfo,
         session: &mut Session,
         lock: Lock,
     ) -> Result<u64, Failure> {
@@ -560,13 +571,14 @@ impl<'a> Attempt<'a> {
             Hold::Session => format!("of backend {}", session.connection().backend_pid()),
             Hold::Transaction => "of a transaction, since a pooler is in between".to_owned(),
         };
-        let lease = match self.claim.ttl.map(|ttl| ttl.as_secs()) {
+        let settings = self.claim.settings;
+        let lease = match settings.ttl.map(|ttl| ttl.as_secs()) {
             None => "without a lease".to_owned(),
-            Some(ttl) if lock::has_lease(session.connection(), hold) => {
+            Some(ttl) if settings.has_lease(session.connection(), hold) => {
                 format!("with a lease of {ttl} s")
             }
             Some(ttl) => format!(
-                "with TCP keepalive of {ttl} s in place of a lease, which servers before 14 do not have"
+                "with TCP keepalive of {ttl} s in place of a lease, which this server does not have"
             ),
         };
         self.log
@@ -575,7 +587,7 @@ impl<'a> Attempt<'a> {
 }
 
 /// The settings with the address that they have led to, so that no name has to be looked up again.
-fn same_server(mut settings: Settings, session: &Session) -> Settings {
+fn same_server(mut settings: Conninfo, session: &Session) -> Conninfo {
     if let Some(address) = session.connection().address() {
         settings.push((
             c"hostaddr".into(),

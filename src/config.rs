@@ -179,7 +179,8 @@ pub fn read(
             Some(flag) => words.give(flag, value, Source::Variable, name)?,
             None => {
                 return Err(Error(format!(
-                    "unknown variable {name}={:?}: no flag has this name; see pglock --help",
+                    "unknown variable {}={:?}: no flag has this name; see pglock --help",
+                    name.escape_debug(),
                     value.to_string_lossy()
                 )));
             }
@@ -443,11 +444,14 @@ fn whole_number(text: &str) -> Option<u32> {
 
 /// What lexopt finds wrong by itself: a switch's letter with a value, say.
 fn stray(error: lexopt::Error) -> Error {
-    Error(format!("{error}; see pglock --help"))
+    let error = error.to_string();
+    Error(format!("{}; see pglock --help", error.escape_debug()))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::ffi::OsStringExt;
+
     use super::*;
 
     fn config(arguments: &[&str], variables: &[(&str, &str)]) -> Result<Config, String> {
@@ -561,5 +565,77 @@ mod tests {
             ("PGLOCK_LOCKD", ""),
         ];
         assert!(config(&["true"], &own).is_ok());
+    }
+
+    /// A small generator of numbers, xorshift64 by George Marsaglia, so that a run can be repeated.
+    struct Random(u64);
+
+    impl Random {
+        fn below(&mut self, limit: usize) -> usize {
+            self.0 ^= self.0 << 13;
+            self.0 ^= self.0 >> 7;
+            self.0 ^= self.0 << 17;
+            (self.0 % limit as u64) as usize
+        }
+
+        /// A word of the command line, or something near one, or bytes.
+        fn word(&mut self) -> OsString {
+            const VALUES: [&str; 12] = [
+                "",
+                "0",
+                "1",
+                "-1",
+                "4294967295",
+                "4294967296",
+                "true",
+                "no",
+                "=",
+                "--",
+                "x,y",
+                "é",
+            ];
+            let flag = &FLAGS[self.below(FLAGS.len())];
+            let value = VALUES[self.below(VALUES.len())];
+            match self.below(6) {
+                0 => format!("--{}", flag.name).into(),
+                1 => format!("--{}={value}", flag.name).into(),
+                2 => format!("-{}", flag.short.unwrap_or('x')).into(),
+                3 => value.into(),
+                4 => format!("--{}{value}", &flag.name[..self.below(flag.name.len())]).into(),
+                _ => OsString::from_vec(
+                    (0..self.below(9))
+                        .map(|_| self.below(255) as u8 + 1)
+                        .collect(),
+                ),
+            }
+        }
+
+        fn variable(&mut self) -> OsString {
+            match self.below(3) {
+                0 => FLAGS[self.below(FLAGS.len())].variable().into(),
+                1 => OTHER_VARIABLES[self.below(OTHER_VARIABLES.len())].into(),
+                _ => {
+                    let mut name = OsString::from("PGLOCK_");
+                    name.push(self.word());
+                    name
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_million_command_lines_are_each_understood_or_refused_in_one_line() {
+        let mut random = Random(0x5eed);
+        for _ in 0..1_000_000 {
+            let arguments = (0..random.below(5)).map(|_| random.word()).collect();
+            let environment: Vec<_> = (0..random.below(3))
+                .map(|_| (random.variable(), random.word()))
+                .collect();
+            match read(arguments, &environment) {
+                Ok(Request::Run(config)) => assert!(!config.command.is_empty()),
+                Ok(_) => {}
+                Err(error) => assert!(!error.to_string().contains('\n'), "{error}"),
+            }
+        }
     }
 }

@@ -15,14 +15,12 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::pq::{Connection, Error, Outcome};
+use crate::settings::{Hold, Settings};
 
 /// How long one turn in the server's queue is, in milliseconds. A statement that waits holds a snapshot,
 /// and so holds back vacuum and `CREATE INDEX CONCURRENTLY`; between turns none is held. Shorter than
 /// the server's `deadlock_timeout`, 1 s, it also spares the server a deadlock check for each waiter.
 pub const TURN: u32 = 900;
-
-/// The first version with `idle_session_timeout`.
-const IDLE_TIMEOUT_SINCE: i32 = 140_000;
 
 /// When the server last lost all its sessions is the later of these two: a clean restart moves the start
 /// of the postmaster, a crash of a backend restarts the rest under the same postmaster and resets the
@@ -71,20 +69,10 @@ pub struct Claim {
     pub shared: bool,
     /// How many may hold it at once, each a slot of it; at least 1.
     pub slots: u32,
-    /// How long the server keeps it without a sign of the holder; `None` for as long as the session
-    /// lasts.
-    pub ttl: Option<Duration>,
+    /// How the session that holds it is set up, the lease above all.
+    pub settings: Settings,
     /// Whether each holder gets a fencing token.
     pub fence: bool,
-}
-
-/// What the lock is bound to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Hold {
-    /// The session.
-    Session,
-    /// An open transaction: behind a pooler, which may lend the session to others between two.
-    Transaction,
 }
 
 /// How an attempt treats a server that lost its sessions less than a ttl ago.
@@ -139,7 +127,7 @@ pub struct Lock {
     key: Key,
     shared: bool,
     hold: Hold,
-    ttl: Option<Duration>,
+    settings: Settings,
 }
 
 /// The server's word on an attempt to take the lock.
@@ -201,11 +189,11 @@ impl Claim {
                 ),
             )
         };
-        let ward = guards(connection, hold, caution, self.ttl);
+        let ward = guards(connection, hold, caution, self.settings.ttl);
         sql(format!(
             "{}{}; select {ward}{attempt} end",
             begin(hold),
-            settings_sql(connection, hold, self.ttl, 0)
+            self.settings.sql(connection, hold, 0)
         ))
     }
 
@@ -253,17 +241,17 @@ impl Claim {
         let block = connection.quote(&format!(
             "begin {wait} exception when lock_not_available then end"
         ));
-        let ward = guards(connection, Hold::Session, Caution::None, self.ttl);
+        let ward = guards(connection, Hold::Session, Caution::None, self.settings.ttl);
         sql(format!(
             "{}; do {block}; select {ward}{attempt} end",
-            settings_sql(connection, Hold::Session, self.ttl, turn)
+            self.settings.sql(connection, Hold::Session, turn)
         ))
     }
 
     /// Asks how much of its first ttl is left to the server, in seconds, and whether it was made just before
     /// it lost its sessions: then that was the first start of a new cluster, and nobody has held a lock yet.
     pub fn age_sql(&self) -> CString {
-        let ttl = self.ttl.unwrap_or_default().as_secs();
+        let ttl = self.settings.ttl.unwrap_or_default().as_secs();
         let lost = LOST.join(", ");
         sql(format!(
             "select {ttl} - extract(epoch from pg_catalog.clock_timestamp() - greatest({lost})), \
@@ -285,7 +273,7 @@ impl Claim {
             key,
             shared: self.shared,
             hold,
-            ttl: self.ttl,
+            settings: self.settings,
         }
     }
 
@@ -471,7 +459,7 @@ impl Lock {
         sql(format!(
             "{}{}; select extract(epoch from pg_catalog.clock_timestamp() - greatest({})); {}",
             begin(self.hold),
-            settings_sql(connection, self.hold, self.ttl, 0),
+            self.settings.sql(connection, self.hold, 0),
             LOST.join(", "),
             self.verdict_sql(connection, &taken)
         ))
@@ -481,14 +469,14 @@ impl Lock {
     pub fn check_sql(&self, connection: &Connection) -> CString {
         sql(format!(
             "{}; {}",
-            settings_sql(connection, self.hold, self.ttl, 0),
+            self.settings.sql(connection, self.hold, 0),
             self.verdict_sql(connection, "true")
         ))
     }
 
     /// Takes the lease out of force: the session lasts however long it is silent.
     pub fn lift_sql(&self, connection: &Connection) -> CString {
-        sql(settings_sql(connection, self.hold, None, 0))
+        sql(self.settings.without_lease().sql(connection, self.hold, 0))
     }
 
     /// Renames the session for people who look at the server.
@@ -532,7 +520,7 @@ impl Lock {
              when exists (select from pg_catalog.pg_lock_status() where locktype = 'advisory' \
              and pid = pg_catalog.pg_backend_pid() and granted and mode = '{mode}' and {}) \
              then 'held {}' else 'missing' end",
-            guards(connection, self.hold, Caution::None, self.ttl),
+            guards(connection, self.hold, Caution::None, self.settings.ttl),
             self.key.condition(),
             self.key
         )
@@ -579,61 +567,6 @@ fn guards(connection: &Connection, hold: Hold, caution: Caution, ttl: Option<Dur
         _ => String::new(),
     };
     format!("case {pooled}when pg_catalog.pg_is_in_recovery() then 'standby' {young}")
-}
-
-/// The statement that makes the settings: for the session, unless a pooler would lend it to others, or for
-/// the transaction.
-fn settings_sql(
-    connection: &Connection,
-    hold: Hold,
-    ttl: Option<Duration>,
-    lock_timeout: u32,
-) -> String {
-    let local = hold == Hold::Transaction;
-    let calls: Vec<String> = settings(connection.server_version(), hold, ttl)
-        .into_iter()
-        .chain([("lock_timeout", lock_timeout.into())])
-        .map(|(name, value)| format!("pg_catalog.set_config('{name}', '{value}', {local})"))
-        .collect();
-    let calls = format!("pg_catalog.concat({})", calls.join(", "));
-    match hold {
-        Hold::Session => {
-            let pid = connection.backend_pid();
-            format!("select case when pg_catalog.pg_backend_pid() = {pid} then {calls} end")
-        }
-        Hold::Transaction => format!("select {calls}"),
-    }
-}
-
-/// What to set, with its value. The lease; and off with the timeouts that a role or a database may have
-/// set for itself, and that would end the wait or the holder's session.
-fn settings(server_version: i32, hold: Hold, ttl: Option<Duration>) -> Vec<(&'static str, u64)> {
-    let lease = ttl.unwrap_or_default();
-    let mut settings = vec![("statement_timeout", 0)];
-    if hold == Hold::Transaction {
-        settings.push((
-            "idle_in_transaction_session_timeout",
-            lease.as_millis() as u64,
-        ));
-    } else if server_version >= IDLE_TIMEOUT_SINCE {
-        settings.push(("idle_session_timeout", lease.as_millis() as u64));
-    } else if ttl.is_some() {
-        // As good as an older server can do: it notices that the client's host is gone. Not before
-        // the lease is over, or it would free the lock too early.
-        settings.push((
-            "tcp_keepalives_idle",
-            lease.as_secs().saturating_sub(2).max(1),
-        ));
-        settings.push(("tcp_keepalives_interval", 1));
-        settings.push(("tcp_keepalives_count", 2));
-        if server_version >= 120_000 {
-            settings.push(("tcp_user_timeout", lease.as_millis() as u64));
-        }
-    }
-    if server_version >= 170_000 {
-        settings.push(("transaction_timeout", 0));
-    }
-    settings
 }
 
 /// What the answer to an attempt means.
@@ -701,11 +634,6 @@ pub fn was_released(outcomes: &[Outcome]) -> bool {
         Some(outcome @ Outcome::Done { rows }) => rows.is_empty() || outcome.field(0) == Some("t"),
         _ => false,
     }
-}
-
-/// Whether the server itself ends a session that is silent for a ttl.
-pub fn has_lease(connection: &Connection, hold: Hold) -> bool {
-    hold == Hold::Transaction || connection.server_version() >= IDLE_TIMEOUT_SINCE
 }
 
 /// A number of seconds; one that is negative counts as zero.

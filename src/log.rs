@@ -51,11 +51,13 @@ pub fn error_line(time: i64, text: impl Display) -> String {
     line(time, format_args!("pglock: {text}"))
 }
 
-/// One line, whatever the text holds: libpq reports several attempts on several lines.
+/// One line, whatever the text holds: libpq reports several attempts on several lines, and what users or
+/// servers wrote may hold what a terminal would obey.
 fn line(time: i64, text: impl Display) -> String {
     let text = text.to_string();
     let lines: Vec<_> = text.lines().map(str::trim).collect();
-    format!("{} {}\n", sys::local_time(time), lines.join(" "))
+    let text = lines.join(" ").replace(char::is_control, "?");
+    format!("{} {text}\n", sys::local_time(time))
 }
 
 /// In pieces that a pipe takes at once if it takes anything, see pipe(7); once it does not, the rest is

@@ -15,6 +15,7 @@ mod lock;
 mod log;
 mod pq;
 mod session;
+mod settings;
 mod status;
 mod supervise;
 mod sys;

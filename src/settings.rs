@@ -1,0 +1,190 @@
+//! What is set on the session that takes a lock: the lease, and off with the timeouts that a role or a
+//! database may have set for itself, and that would end the wait or the holder's session.
+
+use std::time::Duration;
+
+use crate::pq::{Connection, Error};
+
+/// The first version with `idle_session_timeout`.
+const IDLE_TIMEOUT_SINCE: i32 = 140_000;
+
+/// All that may be set, but for `lock_timeout`, without which there are no turns to wait in.
+const NAMES: [&str; 8] = [
+    "statement_timeout",
+    "idle_session_timeout",
+    "idle_in_transaction_session_timeout",
+    "tcp_keepalives_idle",
+    "tcp_keepalives_interval",
+    "tcp_keepalives_count",
+    "tcp_user_timeout",
+    "transaction_timeout",
+];
+
+/// What a lock is bound to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hold {
+    /// The session.
+    Session,
+    /// An open transaction: behind a pooler, which may lend the session to others between two.
+    Transaction,
+}
+
+/// How a session is set up to hold a lock.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// How long the server keeps the lock without a sign of the holder; `None` for as long as the session
+    /// lasts.
+    pub ttl: Option<Duration>,
+    /// What this server does not let us set, one bit for each of [`NAMES`].
+    refused: u8,
+}
+
+impl Settings {
+    /// With this lease, if any.
+    pub fn new(ttl: Option<Duration>) -> Self {
+        Self { ttl, refused: 0 }
+    }
+
+    /// The same without a lease.
+    pub fn without_lease(self) -> Self {
+        Self { ttl: None, ..self }
+    }
+
+    /// Whether the server itself ends a session that is silent for a ttl.
+    pub fn has_lease(self, connection: &Connection, hold: Hold) -> bool {
+        let name = match hold {
+            Hold::Session => "idle_session_timeout",
+            Hold::Transaction => "idle_in_transaction_session_timeout",
+        };
+        let values = self.values(connection.server_version(), hold);
+        self.ttl.is_some() && values.iter().any(|(other, _)| *other == name)
+    }
+
+    /// Takes note that a server does not let us set something, as some managed ones do not, and tells
+    /// whether it is something that can be done without.
+    pub fn refuse(&mut self, error: &Error) -> bool {
+        // insufficient_privilege, cant_change_runtime_param, undefined_object, invalid_parameter_value.
+        let is_refusal = matches!(
+            error.sqlstate.as_deref(),
+            Some("42501" | "55P02" | "42704" | "22023")
+        );
+        let quoted = |name: &&str| error.message.contains(&format!("\"{name}\""));
+        match NAMES.iter().position(|name| is_refusal && quoted(name)) {
+            Some(bit) if self.refused & (1 << bit) == 0 => {
+                self.refused |= 1 << bit;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// The statement that makes the settings: for the session, unless a pooler would lend it to others, or
+    /// for the transaction. A statement that waits for a lock gives up after `lock_timeout` milliseconds, 0
+    /// being without limit.
+    pub fn sql(self, connection: &Connection, hold: Hold, lock_timeout: u32) -> String {
+        let local = hold == Hold::Transaction;
+        let calls: Vec<String> = self
+            .values(connection.server_version(), hold)
+            .into_iter()
+            .chain([("lock_timeout", lock_timeout.into())])
+            .map(|(name, value)| format!("pg_catalog.set_config('{name}', '{value}', {local})"))
+            .collect();
+        let calls = format!("pg_catalog.concat({})", calls.join(", "));
+        match hold {
+            Hold::Session => {
+                let pid = connection.backend_pid();
+                format!("select case when pg_catalog.pg_backend_pid() = {pid} then {calls} end")
+            }
+            Hold::Transaction => format!("select {calls}"),
+        }
+    }
+
+    /// What to set, with its value.
+    fn values(self, server_version: i32, hold: Hold) -> Vec<(&'static str, u64)> {
+        let lease = self.ttl.unwrap_or_default();
+        let milliseconds = lease.as_millis() as u64;
+        let mut values = vec![("statement_timeout", 0)];
+        if hold == Hold::Transaction {
+            values.push(("idle_in_transaction_session_timeout", milliseconds));
+        } else if server_version >= IDLE_TIMEOUT_SINCE && !self.is_refused("idle_session_timeout") {
+            values.push(("idle_session_timeout", milliseconds));
+        } else if self.ttl.is_some() {
+            // As good as it gets there: the server notices that the client's host is gone. Not before the
+            // lease is over, or it would free the lock too early.
+            let idle = lease.as_secs().saturating_sub(2).max(1);
+            values.push(("tcp_keepalives_idle", idle));
+            values.push(("tcp_keepalives_interval", 1));
+            values.push(("tcp_keepalives_count", 2));
+            if server_version >= 120_000 {
+                values.push(("tcp_user_timeout", milliseconds));
+            }
+        }
+        if server_version >= 170_000 {
+            values.push(("transaction_timeout", 0));
+        }
+        values.retain(|(name, _)| !self.is_refused(name));
+        values
+    }
+
+    fn is_refused(self, name: &str) -> bool {
+        let bit = NAMES.iter().position(|other| *other == name);
+        bit.is_some_and(|bit| self.refused & (1 << bit) != 0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(settings: Settings, version: i32, hold: Hold) -> Vec<&'static str> {
+        let values = settings.values(version, hold);
+        values.into_iter().map(|(name, _)| name).collect()
+    }
+
+    fn refusal(name: &str) -> Error {
+        Error {
+            sqlstate: Some("42501".to_owned()),
+            message: format!("permission denied to set parameter \"{name}\""),
+            reached: true,
+        }
+    }
+
+    #[test]
+    fn all_that_may_be_set_has_a_name() {
+        let settings = Settings::new(Some(Duration::from_secs(15)));
+        for version in [110_000, 130_000, 150_000, 180_000] {
+            for hold in [Hold::Session, Hold::Transaction] {
+                for name in names(settings, version, hold) {
+                    assert!(NAMES.contains(&name), "{name}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_refused_is_done_without_and_keepalive_takes_the_place_of_the_lease() {
+        let mut settings = Settings::new(Some(Duration::from_secs(15)));
+        assert!(settings.refuse(&refusal("statement_timeout")));
+        assert!(settings.refuse(&refusal("idle_session_timeout")));
+        assert!(!settings.refuse(&refusal("idle_session_timeout")), "twice");
+        assert!(!settings.refuse(&refusal("lock_timeout")));
+        let set = names(settings, 150_000, Hold::Session);
+        assert!(!set.contains(&"statement_timeout") && !set.contains(&"idle_session_timeout"));
+        assert!(set.contains(&"tcp_keepalives_idle"));
+    }
+
+    #[test]
+    fn an_older_server_does_not_free_the_lock_before_the_lease_is_over() {
+        for ttl in [3, 4, 15, 100] {
+            let settings = Settings::new(Some(Duration::from_secs(ttl)));
+            let values = settings.values(110_000, Hold::Session);
+            let get = |name| {
+                let found = values.iter().find(|(other, _)| *other == name);
+                found.map(|(_, value)| *value).unwrap()
+            };
+            let noticed = get("tcp_keepalives_idle")
+                + get("tcp_keepalives_interval") * get("tcp_keepalives_count");
+            assert!(noticed >= ttl, "{noticed} < {ttl}");
+        }
+    }
+}
