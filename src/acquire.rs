@@ -144,6 +144,8 @@ struct Attempt<'a> {
     waited: bool,
     /// What the lock can be bound to on the connection that there is.
     hold: Hold,
+    /// Why the last round failed: more telling than that the time is over now.
+    reason: Option<String>,
 }
 
 impl<'a> Attempt<'a> {
@@ -177,6 +179,7 @@ impl<'a> Attempt<'a> {
             announced: false,
             waited: false,
             hold: Hold::Session,
+            reason: None,
         })
     }
 
@@ -203,6 +206,7 @@ impl<'a> Attempt<'a> {
             }
             messages.dedup();
             let message = messages.join("; ");
+            self.reason = Some(message.clone());
             let worth_it = match self.config.wait {
                 Wait::No => again == Again::Soon,
                 Wait::Seconds(_) | Wait::Forever => again >= Again::IfWaiting,
@@ -315,7 +319,7 @@ impl<'a> Attempt<'a> {
         connected.map_err(|interrupt| match interrupt {
             Interrupt::Signal(signal) => Stop::Signal(signal).into(),
             Interrupt::Late => Failure::Host(Trouble {
-                message: late,
+                message: self.reason.clone().unwrap_or(late),
                 again: Again::IfWaiting,
             }),
             Interrupt::Failed(error) => Failure::Host(Trouble {
@@ -608,11 +612,19 @@ fn again(error: &Error) -> Again {
         Some(_) => Again::Never,
         // libpq itself: nobody answered, or the server closed the connection. What is left then are
         // failures of TLS and of authentication on the client's side.
-        None if !error.reached || error.message.contains("closed the connection") => {
-            Again::IfWaiting
-        }
+        None if !error.reached || was_cut(&error.message) => Again::IfWaiting,
         None => Again::Never,
     }
+}
+
+/// Whether libpq, which has no codes of its own, says that the connection ended under it.
+fn was_cut(message: &str) -> bool {
+    const WORDS: [&str; 3] = [
+        "closed the connection",
+        "could not receive data from server",
+        "could not send data to server",
+    ];
+    WORDS.iter().any(|words| message.contains(words))
 }
 
 /// A random time between half of this one and one and a half of it, so that those who were turned away
