@@ -180,6 +180,10 @@ fn put_defaults_below(given: &[Setting]) {
             set_variable(variable, value);
         }
     };
+    // Asked for its own sources libpq looks the user up, unless they name one.
+    if let Some(user) = get(given, "user") {
+        set_variable(c"PGUSER", &user);
+    }
     default(Id::Database, c"PGDATABASE");
     default(Id::Port, c"PGPORT");
     if !has("hostaddr", "PGHOSTADDR") {
