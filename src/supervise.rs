@@ -678,6 +678,8 @@ impl Supervisor<'_> {
 
     /// Gives the lock up, and tells how pglock ends.
     fn finish(mut self) -> Exit {
+        // It may have been killed meanwhile, and have left others in its group.
+        self.unpause();
         self.ward.set_group(None);
         self.ward.set_deadline(None);
         if let Some(guardian) = &self.guardian {
