@@ -514,7 +514,7 @@ impl<'a> Attempt<'a> {
 
     /// Waits until no earlier holder can take its lock again on a server that has lost its sessions.
     fn hold_off(&mut self, session: &mut Session) -> Result<Caution, Failure> {
-        let sql = self.claim.age_sql();
+        let sql = self.claim.age_sql(session.connection());
         let outcomes = self.call(session, &sql, Duration::ZERO)?;
         if let Some(Outcome::Failed(error)) = outcomes.last() {
             return Err(failed(error).into());

@@ -37,10 +37,6 @@ const LOST: [&str; 2] = [
 /// is nothing to make sure of.
 const SETTLE: &str = "0.06";
 
-/// How long the first start of a cluster comes after initdb began, at most, in seconds. Short, for what
-/// was started, used and restarted since then is not new any more.
-const JUST: u32 = 2;
-
 /// What a lock is called.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Name {
@@ -248,15 +244,29 @@ impl Claim {
         ))
     }
 
-    /// Asks how much of its first ttl is left to the server, in seconds, and whether it was made just before
-    /// it lost its sessions: then that was the first start of a new cluster, and nobody has held a lock yet.
-    pub fn age_sql(&self) -> CString {
+    /// Asks how much of its first ttl is left to the server, in seconds, and whether this is the first start
+    /// of a new cluster: then nobody can have held a lock before it. At a first start the statistics are those
+    /// of initdb, before the start, and know of no checkpoint; a clean stop counts one, and after any other
+    /// the statistics begin anew, after the start. Before version 15 they do not tell.
+    pub fn age_sql(&self, connection: &Connection) -> CString {
         let ttl = self.settings.ttl.unwrap_or_default().as_secs();
         let lost = LOST.join(", ");
+        let [start, reset] = LOST;
+        let first = |counters: [&str; 2]| {
+            let [timed, requested] =
+                counters.map(|name| format!("pg_catalog.pg_stat_get_{name}()"));
+            format!("{reset} < {start} and {timed} + {requested} = 0")
+        };
+        let is_first = match connection.server_version() {
+            ..150_000 => "false".to_owned(),
+            150_000..170_000 => first([
+                "bgwriter_timed_checkpoints",
+                "bgwriter_requested_checkpoints",
+            ]),
+            170_000.. => first(["checkpointer_num_timed", "checkpointer_num_requested"]),
+        };
         sql(format!(
-            "select {ttl} - extract(epoch from pg_catalog.clock_timestamp() - greatest({lost})), \
-             (system_identifier >> 32) > extract(epoch from greatest({lost})) - {JUST} \
-             from pg_catalog.pg_control_system()"
+            "select {ttl} - extract(epoch from pg_catalog.clock_timestamp() - greatest({lost})), {is_first}"
         ))
     }
 
