@@ -23,6 +23,8 @@ mod options;
 mod random;
 #[path = "chaos/report.rs"]
 mod report;
+#[path = "chaos/restarts.rs"]
+mod restarts;
 #[path = "chaos/witness.rs"]
 mod witness;
 
@@ -38,6 +40,9 @@ fn main() -> ExitCode {
     let first = words.first().map_or("", String::as_str);
     match first {
         "claim" | "end" => return witness::main(&words),
+        "run" if words.get(1).is_some_and(|word| word == "restarts") => {
+            return restarts::main(&words[2..]);
+        }
         "run" => {
             return match Options::read(&words[1..]) {
                 Ok(options) => run(&options),

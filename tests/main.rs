@@ -2,6 +2,7 @@
 
 mod support;
 
+mod authentication;
 mod command;
 mod container;
 mod descriptors;
@@ -10,13 +11,19 @@ mod flags;
 mod guardian;
 mod harness;
 mod help;
+mod lease;
 mod limits;
 mod locks;
+mod lookalikes;
 mod passwords;
+mod poolers;
 mod scenarios;
 mod settings;
+mod shipping;
 mod signals;
+mod standbys;
 mod statuses;
+mod storms;
 mod terminal;
 mod tls;
 mod waiting;

@@ -354,7 +354,8 @@ impl Options {
     }
 }
 
-fn pglock() -> String {
+/// The pglock under test.
+pub fn pglock() -> String {
     match std::env::var("PGLOCK_BIN") {
         Ok(path) if !path.is_empty() => path,
         _ => env!("CARGO_BIN_EXE_pglock").to_owned(),

@@ -16,6 +16,8 @@ make chaos ARGS='[option value ...]'
   --also KINDS   faults of these kinds too, which are not made by default
   --control lease-off   all pglocks run with --ttl 0
   --control late        all pglocks are two seconds late with their deadlines
+make chaos ARGS='restarts [N]'
+  N restarts (default 30), fast, immediate and by crash, under one command, with others at the door
 PGLOCK_BIN names another pglock than the one that was just built.";
 
 /// Whether the pglocks are sound, or made so that there must be overlaps.
