@@ -1,4 +1,4 @@
-# What people and CI call. The work is done by cargo, tests/setup.sh and tests/demo.sh.
+# What people and CI call. The work is done by cargo and the scripts in tests.
 
 # Homebrew keeps libpq where pkg-config does not look by itself.
 BREW := $(shell brew --prefix 2>/dev/null)
@@ -6,12 +6,49 @@ ifneq ($(BREW),)
 export PKG_CONFIG_PATH := $(BREW)/opt/libpq/lib/pkgconfig:$(PKG_CONFIG_PATH)
 endif
 
-.PHONY: all build setup demo test chaos clean help
+.PHONY: all build static install uninstall dist setup demo test test-static bench chaos clean help
+
+prefix = $(or $(PREFIX),/usr/local)
+target := $(or $(CARGO_TARGET_DIR),target)
+host = $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
+
+# What goes where, below $(DESTDIR)$(prefix): the shells' own folders for what packages bring.
+man := share/man/man1/pglock.1
+completions := share/bash-completion/completions/pglock share/zsh/site-functions/_pglock \
+	share/fish/vendor_completions.d/pglock.fish
 
 all: build
 
+# The build script puts what it makes from the table of flags into a folder where we can find it.
 build:
-	cargo build --release --locked
+	PGLOCK_ASSET_DIR='$(abspath $(target)/assets)' cargo build --release --locked
+
+# The target is named so that the flags are not those of the build scripts too. OPENSSL_CONFIG_DIR is where
+# sslrootcert=system looks. No unwind tables, since nothing unwinds; no position-independent code, which would have to be
+# relocated at each start.
+static:
+	OPENSSL_SRC_PERL='$(CURDIR)/tests/openssl-perl' OPENSSL_CONFIG_DIR=/etc/ssl \
+	CFLAGS_$(subst -,_,$(host))='-Os -fno-unwind-tables -fno-asynchronous-unwind-tables' \
+	RUSTFLAGS='-C target-feature=+crt-static -C relocation-model=static -C force-unwind-tables=no' \
+		cargo build --release --locked --features static --target '$(host)' --target-dir '$(target)/static/build'
+	@cp '$(target)/static/build/$(host)/release/pglock' '$(target)/static/pglock'
+	@echo 'built $(target)/static/pglock'
+
+# What was built is installed as it is: root may have no cargo.
+install:
+	@[ -x '$(target)/release/pglock' ] && [ -e '$(target)/assets/pglock.1' ] || $(MAKE) --no-print-directory build
+	install -d $(addprefix '$(DESTDIR)$(prefix)'/,bin $(dir $(man) $(completions)))
+	install -m 755 '$(target)/release/pglock' '$(DESTDIR)$(prefix)/bin/pglock'
+	install -m 644 '$(target)/assets/pglock.1' '$(DESTDIR)$(prefix)/$(man)'
+	install -m 644 '$(target)/assets/pglock.bash' '$(DESTDIR)$(prefix)/$(word 1,$(completions))'
+	install -m 644 '$(target)/assets/_pglock' '$(DESTDIR)$(prefix)/$(word 2,$(completions))'
+	install -m 644 '$(target)/assets/pglock.fish' '$(DESTDIR)$(prefix)/$(word 3,$(completions))'
+
+uninstall:
+	rm -f $(addprefix '$(DESTDIR)$(prefix)'/,bin/pglock $(man) $(completions))
+
+dist: static build
+	@sh tests/dist.sh '$(target)' '$(host)'
 
 setup:
 	@sh tests/setup.sh
@@ -29,6 +66,25 @@ test: setup
 		set -x; cargo test --locked $(ARGS); \
 	fi
 
+# Apart from the others, for the static build takes minutes.
+test-static: setup static
+	@PG_BIN=$$(sh tests/setup.sh --pg-bin) && export PG_BIN && \
+	set -x; PGLOCK_STATIC='$(abspath $(target)/static/pglock)' cargo test --locked --test pglock -- shipping::the_static
+
+bench: setup static
+	@PG_BIN=$$(sh tests/setup.sh --pg-bin) && export PG_BIN && \
+	export PGLOCK_STATIC='$(abspath $(target)/static/pglock)' && cargo bench --locked --bench bench -- $(ARGS)
+
+test-versions: setup
+	@sh tests/versions.sh
+
+test-matrix: setup
+	@sh tests/versions.sh full
+
+storm: setup
+	@PG_BIN=$$(sh tests/setup.sh --pg-bin) PGLOCK_STORM=full && export PG_BIN PGLOCK_STORM && \
+	set -x; cargo test --locked --test pglock -- --test-threads=1 --nocapture storms::a_storm
+
 chaos: setup
 	@PG_BIN=$$(sh tests/setup.sh --pg-bin) && export PG_BIN && \
 	set -x; cargo test --locked --test chaos -- run $(ARGS)
@@ -38,8 +94,16 @@ clean:
 
 help:
 	@echo 'make          build target/release/pglock'
+	@echo 'make static   build target/static/pglock, which needs no shared library'
+	@echo 'make install  build and install, to PREFIX=/usr/local below DESTDIR; make uninstall'
+	@echo 'make dist     pack the static program and what belongs to it, into target/dist'
 	@echo 'make demo     show pglock at work, against a throwaway PostgreSQL'
 	@echo 'make test     run all tests, or some: make test ARGS=name'
+	@echo 'make test-static  try the static program in an empty root folder'
+	@echo 'make bench    measure pglock beside the least that is possible, and beside others'
+	@echo 'make test-versions   run the tests that matter for it against servers 14, 16, 17 and 18, from npm'
+	@echo 'make test-matrix     run all tests against each of them'
+	@echo 'make storm    a thousand invocations at once against a small server'
 	@echo 'make chaos    break everything at random for half an hour; make chaos ARGS=--help'
 	@echo 'make setup    install what building and testing need; demo and test do that first'
 	@echo 'make clean    remove what was built'

@@ -44,6 +44,14 @@ fn redirected(pglock: Pglock, redirections: &str, program: &[&str]) -> Pglock {
     pglock.without_pglock().command(words)
 }
 
+/// Waits until a process is `sleep`, and asleep: it has then loaded its libraries and closed their files again.
+#[track_caller]
+fn asleep(pid: nix::unistd::Pid) {
+    eventually("the command sleeps", PATIENCE, || {
+        (processes::name(pid) == "sleep" && server::state(pid) == Some('S')).then_some(())
+    });
+}
+
 #[test]
 fn a_standard_descriptor_that_is_closed_is_closed_for_the_command() {
     let server = Server::builder().tcp().start();
@@ -71,22 +79,19 @@ fn a_standard_descriptor_that_is_closed_is_closed_for_the_command() {
 fn nothing_of_pglock_s_own_is_a_standard_descriptor() {
     let server = Server::new();
     for redirections in CLOSED {
-        let scratch = Scratch::new();
-        let (path, file) = book(&scratch);
-        let command = ["sh", "-c", "echo ready >&9; exec sleep 1000"];
-        let pglock = Pglock::on(&server).descriptor(file, 9);
-        let run = redirected(pglock, redirections, &[&[PGLOCK][..], &command].concat()).spawn();
-        eventually("the command runs", PATIENCE, || {
-            (fs::read_to_string(&path).expect("read") == "ready\n").then_some(())
+        let words = [PGLOCK, "sleep", "1000"];
+        let run = redirected(Pglock::on(&server), redirections, &words).spawn();
+        let pglock = eventually("the shell has become pglock", PATIENCE, || {
+            (processes::name(run.pid()) == "pglock").then_some(run.pid())
         });
-        let command = command_of(run.pid());
-        for (number, sign) in ["<&-", "2>&-", ">&-"].iter().enumerate() {
-            let number = [0, 2, 1][number];
-            let found = processes::descriptor(run.pid(), number).expect("an open descriptor");
+        let command = command_of(pglock);
+        asleep(command);
+        for (number, sign) in [(0, "<&-"), (1, ">&-"), (2, "2>&-")] {
+            let found = processes::descriptor(pglock, number).expect("an open descriptor");
             // What is closed for the command is a null device here, so that no socket takes its place.
             let is_closed = redirections
                 .split_whitespace()
-                .any(|redirection| redirection == *sign);
+                .any(|redirection| redirection == sign);
             if is_closed {
                 assert_eq!(found, "/dev/null", "{redirections:?}, {number}");
                 assert_eq!(processes::descriptor(command, number), None);
@@ -101,27 +106,21 @@ fn nothing_of_pglock_s_own_is_a_standard_descriptor() {
 fn the_command_inherits_what_pglock_inherits_and_nothing_else() {
     let server = Server::new();
     let scratch = Scratch::new();
-    let (path, file) = book(&scratch);
+    let (_, file) = book(&scratch);
     let more = File::open("/dev/null").expect("open");
     let pglock = Pglock::on(&server)
         .descriptor(file, 9)
         .descriptor(more, 57)
-        .command(["sh", "-c", "echo ready >&9; exec sleep 1000"]);
-    let ready = |times| {
-        eventually("the command runs", PATIENCE, || {
-            let text = fs::read_to_string(&path).expect("read");
-            (text.lines().count() == times).then_some(())
-        });
-    };
+        .command(["sleep", "1000"]);
     let direct = pglock.clone().without_pglock().spawn();
-    ready(1);
+    asleep(direct.pid());
     let expected = processes::descriptors(direct.pid());
     for number in [0, 1, 2, 9, 57] {
         assert!(expected.contains(&number), "{expected:?}");
     }
     let run = pglock.spawn();
-    ready(2);
     let command = command_of(run.pid());
+    asleep(command);
     assert_eq!(processes::descriptors(command), expected);
     for number in expected.iter().copied() {
         assert_eq!(

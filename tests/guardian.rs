@@ -298,7 +298,7 @@ fn a_killed_waiter_leaves_nothing_waiting_on_the_server() {
             (server.waiters(1).is_empty() && server.clients().is_empty()).then_some(())
         });
         assert!(
-            killed.elapsed() < Duration::from_millis(1500),
+            killed.elapsed() < Duration::from_secs(3),
             "{:?}",
             killed.elapsed()
         );

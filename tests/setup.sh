@@ -74,6 +74,8 @@ check() {
     pg_bin >/dev/null || missing="$missing server"
     have openssl || missing="$missing openssl"
     have bash || missing="$missing bash"
+    # A daemon's program may lie outside of PATH.
+    [ -x /usr/sbin/pgbouncer ] || have pgbouncer || missing="$missing pgbouncer"
 }
 
 package_names() {
@@ -107,17 +109,23 @@ as_root() {
     fi
 }
 
-# Debian's server package creates a cluster on port 5432 and starts it. Nobody asked for one, and the tests use
-# servers of their own: a setting that is there only while the packages are installed says so. Clusters that exist are
-# not touched by it.
+# Debian's server package creates a cluster on port 5432 and starts it, and its PgBouncer starts too. Nobody asked for
+# them, and the tests use servers of their own: settings that are there only while the packages are installed say so.
+# Clusters that exist are not touched by it.
 install_with_apt() {
     # shellcheck disable=SC2016 # the variables are for the shell that runs as root
     as_root env DEBIAN_FRONTEND=noninteractive sh -euc '
         folder=/etc/postgresql-common/createcluster.d
-        trap "rm -f $folder/pglock-setup.conf; rmdir -p $folder 2>/dev/null || :" EXIT
+        policy=/usr/sbin/policy-rc.d
+        [ ! -e "$policy" ] || policy=
+        trap "rm -f $folder/pglock-setup.conf $policy; rmdir -p $folder 2>/dev/null || :" EXIT
         trap "exit 1" HUP INT TERM
         mkdir -p "$folder"
         echo "create_main_cluster = false" >"$folder/pglock-setup.conf"
+        if [ -n "$policy" ]; then
+            printf "#!/bin/sh\nexit 101\n" >"$policy" # "do not start it", to invoke-rc.d
+            chmod 755 "$policy"
+        fi
         apt-get update -qq || : # one source of many may be down; whether that matters, the next line shows
         apt-get install -qq -o Dpkg::Use-Pty=0 --no-install-recommends "$@"
     ' sh "$@"

@@ -269,13 +269,12 @@ fn a_signal_ends_a_waiter_and_nothing_of_it_stays_on_the_server() {
         eventually("it waits", PATIENCE, || server.waiters(1).first().copied());
         run.signal(signal);
         let output = run.wait();
-        let ended = Instant::now();
         output.assert_status(128 + signal as i32);
-        // A turn in the queue would last up to 900 ms: it was cancelled.
-        eventually("nothing waits", PATIENCE, || {
-            (server.waiters(1).is_empty() && server.clients().is_empty()).then_some(())
+        // Cancelled before pglock ended: a turn in the queue would last up to 900 ms longer.
+        assert!(server.waiters(1).is_empty(), "{signal}");
+        eventually("no backend is left", PATIENCE, || {
+            server.clients().is_empty().then_some(())
         });
-        assert!(ended.elapsed() < Duration::from_millis(700), "{signal}");
         assert!(!marker.exists(), "{signal}");
     }
     assert_eq!(server.holders(1).len(), 1);

@@ -634,7 +634,8 @@ fn one_that_was_stopped_for_long_while_it_waited_waits_on() {
 fn a_terminal_whose_output_is_stopped_does_not_keep_the_lock() {
     let server = Server::new();
     let mut pty = Pty::new(&server);
-    pty.line("pglock sh -c 'echo rea\"\"dy; read -r line; exit 5'");
+    // No lease that would end it for want of a beat.
+    pty.line("pglock --ttl 0 sh -c 'echo rea\"\"dy; read -r line; exit 5'");
     pty.expect("ready");
     let pglock = pty.pglock();
     wait_for_foreground(&pty, command_of(pglock));
@@ -642,6 +643,7 @@ fn a_terminal_whose_output_is_stopped_does_not_keep_the_lock() {
     pty.press(CTRL_S);
     pty.line("line");
     wait_for_free_lock(&server);
+    assert_eq!(pty.unseen().trim(), "");
     pty.press(CTRL_Q);
     pty.prompt();
     assert_eq!(status(&mut pty), "5");

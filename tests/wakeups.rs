@@ -54,7 +54,7 @@ fn while_the_command_sleeps_it_wakes_up_for_heartbeats_only() {
         guardian_of(pglocks[1]),
     ]);
     // To send, and for the answer.
-    assert!((8..=14).contains(&ups[0]), "{ups:?}");
+    assert!((4..=14).contains(&ups[0]), "{ups:?}");
     assert!(ups[2] <= 4, "{ups:?}");
     // The guardian looks at its deadline, to find that it has moved on.
     assert!(ups[1] <= 6 && ups[3] <= 3, "{ups:?}");
@@ -84,7 +84,7 @@ fn while_it_waits_it_wakes_up_about_once_a_second() {
     eventually("it waits", PATIENCE, || server.waiters(1).first().copied());
     let ups = wake_ups(&[run.pid(), guardian_of(run.pid())]);
     // Turns of 0.9 s.
-    assert!((4..=8).contains(&ups[0]), "pglock: {ups:?}");
+    assert!((3..=8).contains(&ups[0]), "pglock: {ups:?}");
     assert!(ups[1] <= 1, "guardian: {ups:?}");
 }
 
@@ -162,7 +162,7 @@ fn the_system_calls_of_a_heartbeat_are_few() {
     trace.run.wait_for_output("ready");
     let calls = trace.watch();
     let beats = count(&calls, "sendto");
-    assert!((4..=6).contains(&beats), "{calls:?}");
+    assert!((3..=6).contains(&beats), "{calls:?}");
     assert!(count(&calls, "poll") <= 2 * beats + 2, "{calls:?}");
     assert!(calls.len() <= 20 * (beats + 1), "{calls:?}");
 }
@@ -180,7 +180,7 @@ fn the_system_calls_of_a_turn_are_few() {
     eventually("it waits", PATIENCE, || server.waiters(1).first().copied());
     let calls = trace.watch();
     let turns = count(&calls, "sendto");
-    assert!((4..=7).contains(&turns), "{calls:?}");
+    assert!((3..=7).contains(&turns), "{calls:?}");
     assert!(count(&calls, "poll") <= turns + 2, "{calls:?}");
     assert!(calls.len() <= 20 * (turns + 1), "{calls:?}");
 }

@@ -3,9 +3,11 @@
 //! Everything here cleans up after itself: on return, on panic, and (through the [`janitor`]) also when the
 //! test process is killed. Nothing uses a fixed port, and nothing waits for luck: see [`wait`].
 
+pub mod cluster;
 pub mod identifier;
 pub mod janitor;
 pub mod net;
+pub mod pgbouncer;
 pub mod pglock;
 pub mod processes;
 pub mod proxy;

@@ -47,6 +47,7 @@ pub struct Builder {
     durable: bool,
     age: Duration,
     host: Option<String>,
+    origin: Option<PathBuf>,
 }
 
 impl Builder {
@@ -86,14 +87,24 @@ impl Builder {
         self.tcp()
     }
 
+    /// Starts from a copy of this data directory instead of a new one.
+    pub fn copy_of(mut self, data: &Path) -> Builder {
+        self.origin = Some(data.to_owned());
+        self
+    }
+
     /// Makes the server and starts it.
     #[track_caller]
     pub fn start(self) -> Server {
         let programs = Programs::get();
         let home = Scratch::new();
         let data = home.path().join("data");
-        copy(&template(programs), &data);
-        identifier::renew(&data, self.age);
+        if let Some(origin) = &self.origin {
+            copy(origin, &data);
+        } else {
+            copy(&template(programs), &data);
+            identifier::renew(&data, self.age);
+        }
 
         let mut conf =
             fs::read_to_string(data.join("postgresql.conf")).expect("read postgresql.conf");
@@ -175,6 +186,7 @@ impl Server {
             durable: false,
             age: Duration::ZERO,
             host: None,
+            origin: None,
         }
     }
 

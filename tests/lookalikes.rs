@@ -1,0 +1,204 @@
+//! Servers that are no PostgreSQL, or not a whole one.
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, Shutdown, TcpListener};
+use std::os::unix::net::UnixStream;
+use std::thread;
+
+use crate::support::*;
+
+/// Those that never give up for want of time.
+const ALL: [&[&str]; 3] = [&[], &["--wait", "30"], &["--block"]];
+
+/// A port of 127.0.0.1 that leads one client to the server, and has it report a parameter more than it does.
+fn reporting(server: &Server, name: &str, value: &str) -> u16 {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("listen");
+    let port = listener.local_addr().expect("an address").port();
+    let socket = server.socket();
+    let mut report = vec![b'S'];
+    report.extend((name.len() as u32 + value.len() as u32 + 6).to_be_bytes());
+    report.extend(format!("{name}\0{value}\0").bytes());
+    thread::spawn(move || {
+        let (mut client, _) = listener.accept().expect("a client");
+        let mut server = UnixStream::connect(socket).expect("the server");
+        let (mut from_client, mut to_server) = (
+            client.try_clone().expect("dup"),
+            server.try_clone().expect("dup"),
+        );
+        thread::spawn(move || {
+            let _ = std::io::copy(&mut from_client, &mut to_server);
+            let _ = to_server.shutdown(Shutdown::Write);
+        });
+        // That the client is trusted comes first, and after that the parameters.
+        let mut welcome = [0; 9];
+        server.read_exact(&mut welcome).expect("a welcome");
+        assert_eq!(welcome, *b"R\0\0\0\x08\0\0\0\0");
+        client.write_all(&welcome).expect("write");
+        client.write_all(&report).expect("write");
+        let _ = std::io::copy(&mut server, &mut client);
+        let _ = client.shutdown(Shutdown::Write);
+    });
+    port
+}
+
+#[test]
+fn cockroachdb_is_refused_by_name() {
+    let server = Server::new();
+    let marker = Marker::new();
+    for flags in ALL {
+        let port = reporting(&server, "crdb_version", "CockroachDB CCL v23.1.11");
+        let output = Pglock::at(port)
+            .flags(flags)
+            .command(marker.command())
+            .run();
+        output.assert_failed(&["CockroachDB", "v23.1.11"]);
+        assert!(!marker.exists(), "{flags:?}");
+    }
+    // It is the name that does it.
+    let port = reporting(&server, "another_version", "1");
+    Pglock::at(port)
+        .command(marker.command())
+        .run()
+        .assert_status(0);
+    assert!(marker.exists());
+}
+
+#[test]
+fn without_the_right_to_call_the_functions_the_server_says_so() {
+    let server = Server::new();
+    server.psql("create role victim login");
+    let marker = Marker::new();
+    let pglock = || Pglock::on(&server).env("PGLOCK_USER", "victim");
+    // Without the second it would be granted, and not to be proved.
+    for function in ["pg_try_advisory_lock(bigint)", "pg_lock_status()"] {
+        server.psql(&format!(
+            "revoke execute on function {function} from public"
+        ));
+        let (name, _) = function.split_once('(').expect("a function");
+        for flags in ALL {
+            let output = pglock().flags(flags).command(marker.command()).run();
+            output.assert_failed(&[&format!("permission denied for function {name}")]);
+            assert!(!marker.exists(), "{flags:?}");
+        }
+        server.psql(&format!("grant execute on function {function} to public"));
+    }
+    eventually("the lock is free", PATIENCE, || {
+        server.holders(1).is_empty().then_some(())
+    });
+    pglock().command(marker.command()).run().assert_status(0);
+    assert!(marker.exists());
+}
+
+#[test]
+fn without_the_functions_the_server_says_so() {
+    let server = Server::builder()
+        .conf("allow_system_table_mods = on")
+        .start();
+    let marker = Marker::new();
+    for (function, arguments, flags) in [
+        ("pg_try_advisory_lock", "bigint", &[][..]),
+        ("pg_try_advisory_lock_shared", "bigint", &["--shared"]),
+        ("hashtextextended", "text, bigint", &["--lockname", "x"]),
+        ("pg_is_in_recovery", "", &[]),
+        ("pg_lock_status", "", &[]),
+    ] {
+        let rename = |from: &str, to: &str| {
+            server.psql(&format!(
+                "alter function pg_catalog.{from}({arguments}) rename to {to}"
+            ))
+        };
+        rename(function, "hidden");
+        let outputs = ALL.map(|more| {
+            let pglock = Pglock::on(&server).flags(flags).flags(more);
+            pglock.command(marker.command()).run()
+        });
+        rename("hidden", function);
+        for output in outputs {
+            output.assert_failed(&[function, "does not exist"]);
+        }
+        assert!(!marker.exists(), "{function}");
+    }
+    Pglock::on(&server)
+        .command(marker.command())
+        .run()
+        .assert_status(0);
+}
+
+/// A server that lets nobody set this parameter.
+fn refusing(server: &Server, name: &str, state: &str, message: &str) {
+    server.psql(&format!(
+        "create or replace function pg_catalog.set_config(text, text, boolean) returns text language plpgsql as $$
+         begin
+           if $1 = '{name}' then raise '%', format('{message}', $1) using errcode = '{state}'; end if;
+           return pg_catalog.set_config_really($1, $2, $3);
+         end $$"
+    ));
+}
+
+#[test]
+fn a_setting_that_the_server_refuses_is_done_without() {
+    let server = Server::builder()
+        .conf("allow_system_table_mods = on")
+        .start();
+    server.psql(
+        "alter function pg_catalog.set_config(text, text, boolean) rename to set_config_really",
+    );
+    let pooler = pgbouncer::Pgbouncer::new(&server, "transaction", 3, &[]);
+    for (name, state, message) in [
+        (
+            "statement_timeout",
+            "42501",
+            "permission denied to set parameter \"%s\"",
+        ),
+        (
+            "idle_session_timeout",
+            "55P02",
+            "parameter \"%s\" cannot be changed now",
+        ),
+        (
+            "idle_session_timeout",
+            "42704",
+            "unrecognized configuration parameter \"%s\"",
+        ),
+        (
+            "idle_in_transaction_session_timeout",
+            "42501",
+            "permission denied to set parameter \"%s\"",
+        ),
+    ] {
+        refusing(&server, name, state, message);
+        let idle = name == "idle_session_timeout";
+        let pooled = name == "idle_in_transaction_session_timeout";
+        let pglock = if pooled {
+            pooler.pglock()
+        } else {
+            Pglock::on(&server)
+        };
+        for flags in [&["--wait", "30"][..], &["--shared"]] {
+            let holder = pglock.clone().flag("--verbose").flags(flags).hold();
+            assert_eq!(server.holders(1).len(), 1, "{name}, {flags:?}");
+            let text = holder.stderr();
+            assert!(
+                text.contains("refuses a setting") && text.contains(name),
+                "{text}"
+            );
+            assert!(
+                text.contains("in place of a lease") == (idle || pooled),
+                "{text}"
+            );
+            let skipped = pglock
+                .clone()
+                .flags(["--conflict-exit-code", "9"])
+                .command(["true"])
+                .run();
+            skipped.assert_status(9);
+            let output = holder.finish();
+            output.assert_status(0);
+            assert_eq!(server.holders(1).len(), 0, "{}", output.report());
+        }
+    }
+    // Without a limit to waiting for a lock there are no turns to wait in.
+    refusing(&server, "lock_timeout", "42501", "not \"%s\"");
+    let output = Pglock::on(&server).command(["true"]).run();
+    output.assert_failed(&["lock_timeout"]);
+}

@@ -1,0 +1,369 @@
+//! What is installed and packed: everything is there, it works, and it goes away again; and the static program needs
+//! nothing around it.
+
+use std::fs;
+use std::net::UdpSocket;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use crate::support::*;
+
+/// The four files that the build script makes of the table of flags.
+const ASSETS: [&str; 4] = ["pglock.1", "pglock.bash", "_pglock", "pglock.fish"];
+
+/// All that `make install` installs, below the prefix.
+const INSTALLED: [&str; 5] = [
+    "bin/pglock",
+    "share/bash-completion/completions/pglock",
+    "share/fish/vendor_completions.d/pglock.fish",
+    "share/man/man1/pglock.1",
+    "share/zsh/site-functions/_pglock",
+];
+
+fn asset(name: &str) -> PathBuf {
+    Path::new(env!("OUT_DIR")).join(name)
+}
+
+/// Runs a program in the repository; returns what it says on both streams, and whether it was content. `None` where there is
+/// no such program.
+fn run(program: &str, words: &[&str]) -> Option<(bool, String)> {
+    let output = Command::new(program)
+        .args(words)
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .env_remove("MAKEFLAGS")
+        .stdin(Stdio::null())
+        .output();
+    let Ok(output) = output else {
+        eprintln!("skipped: there is no {program}");
+        return None;
+    };
+    let text = [output.stdout, output.stderr].concat();
+    let text = String::from_utf8_lossy(&text).into_owned();
+    Some((output.status.success(), text))
+}
+
+/// As [`run`], for what must go well.
+#[track_caller]
+fn succeed(program: &str, words: &[&str]) -> Option<String> {
+    let (content, text) = run(program, words)?;
+    assert!(content, "{program} {words:?}: {text}");
+    Some(text)
+}
+
+/// A folder such as cargo builds into, after the build.
+fn built(scratch: &Scratch) -> PathBuf {
+    let target = scratch.path().join("target");
+    for folder in ["release", "static", "assets"] {
+        fs::create_dir_all(target.join(folder)).expect("mkdir");
+    }
+    for folder in ["release", "static"] {
+        fs::copy(
+            env!("CARGO_BIN_EXE_pglock"),
+            target.join(folder).join("pglock"),
+        )
+        .expect("copy");
+    }
+    for name in ASSETS {
+        fs::copy(asset(name), target.join("assets").join(name)).expect("copy");
+    }
+    target
+}
+
+/// The files in a folder and those in it, by their paths below it, sorted.
+fn files(folder: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(next) = folders.pop() {
+        for entry in fs::read_dir(next).expect("read a folder").flatten() {
+            if entry.path().is_dir() {
+                folders.push(entry.path());
+            } else {
+                let path = entry.path();
+                let below = path.strip_prefix(folder).expect("a path below");
+                found.push(below.display().to_string());
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+#[test]
+fn everything_is_installed_and_uninstalled() {
+    let scratch = Scratch::new();
+    let stage = scratch.path().join("stage with a space");
+    let target = format!("CARGO_TARGET_DIR={}", built(&scratch).display());
+    let into = format!("DESTDIR={}", stage.display());
+    let words = ["-s", &target, &into, "PREFIX=/opt/pglock"];
+    let Some(_) = succeed("make", &[&words[..], &["install"]].concat()) else {
+        return;
+    };
+    let prefix = stage.join("opt/pglock");
+    assert_eq!(files(&prefix), INSTALLED);
+    let program = prefix.join("bin/pglock").display().to_string();
+    let version = succeed(&program, &["--version"]).expect("a version");
+    assert!(version.starts_with("pglock "), "{version}");
+    succeed("make", &[&words[..], &["uninstall"]].concat());
+    assert_eq!(files(&stage), [""; 0]);
+}
+
+#[test]
+fn the_archive_holds_everything_and_fits_its_sum() {
+    let scratch = Scratch::new();
+    let target = built(&scratch);
+    let words = ["tests/dist.sh", &target.display().to_string(), "machine"];
+    let Some(_) = succeed("sh", &words) else {
+        return;
+    };
+    let dist = target.join("dist").display().to_string();
+    let name = format!("pglock-{}-machine", env!("CARGO_PKG_VERSION"));
+    let check =
+        format!("cd '{dist}' && sha256sum -c {name}.tar.gz.sha256 && tar xzf {name}.tar.gz");
+    succeed("sh", &["-c", &check]);
+    let unpacked = files(&target.join("dist").join(&name));
+    let expected = [
+        "CHANGELOG.md",
+        "LICENSE",
+        "README.md",
+        "completions/_pglock",
+        "completions/pglock.bash",
+        "completions/pglock.fish",
+        "pglock",
+        "pglock.1",
+    ];
+    assert_eq!(unpacked, expected);
+}
+
+#[test]
+fn the_man_page_has_no_fault() {
+    let page = asset("pglock.1").display().to_string();
+    let words = ["--warnings", "-E", "UTF-8", "-l", "-Tutf8", "-Z", &page];
+    let quiet = format!("MANWIDTH=80 man {} 2>&1 >/dev/null", words.join(" "));
+    // Debian's small images have something else in the place of man.
+    let is_there = succeed("sh", &["-c", "man --version 2>/dev/null || :"]);
+    if !is_there.is_some_and(|text| text.starts_with("man ")) {
+        eprintln!("skipped: there is no man");
+        return;
+    }
+    let said = succeed("sh", &["-c", &quiet]);
+    assert_eq!(said.as_deref(), Some(""));
+    let text = succeed("man", &["-l", "-Tascii", &page]).expect("a page");
+    for word in ["--lockname", "PGLOCK_PASS", "EXIT STATUS", "124"] {
+        assert!(text.contains(word), "{word} is not in it:\n{text}");
+    }
+}
+
+#[test]
+fn the_completions_can_be_read_by_their_shells() {
+    for (shell, name) in [
+        ("bash", "pglock.bash"),
+        ("zsh", "_pglock"),
+        ("fish", "pglock.fish"),
+    ] {
+        let script = asset(name).display().to_string();
+        if let Some(said) = succeed(shell, &["-n", &script]) {
+            assert_eq!(said, "", "{shell}");
+        }
+    }
+}
+
+/// What bash offers for the last of these words.
+fn offers(words: &str) -> Vec<String> {
+    let script = format!(
+        "source '{}'; COMP_WORDS=({words}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); _pglock; printf '%s\\n' \"${{COMPREPLY[@]}}\"",
+        asset("pglock.bash").display()
+    );
+    let text = succeed("bash", &["--norc", "-c", &script]).expect("bash");
+    text.lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn bash_offers_flags_and_then_commands() {
+    assert_eq!(offers("pglock --slo"), ["--slots"]);
+    assert_eq!(offers("pglock --wait 5 --lockn"), ["--lockname"]);
+    assert_eq!(offers("pglock --on-loss c"), ["continue"]);
+    for words in ["pglock --wait 5 en", "pglock -- en", "pglock --block en"] {
+        let offers = offers(words);
+        assert!(
+            offers.iter().any(|offer| offer == "env"),
+            "{words}: {offers:?}"
+        );
+    }
+    // What follows the command is the command's.
+    let offers = offers("pglock env --slo");
+    assert!(!offers.iter().any(|offer| offer == "--slots"), "{offers:?}");
+}
+
+// The static program
+
+/// The only name that there is.
+const HOST: &str = "db.pglock.test";
+
+/// A DNS server that knows one name. It stops when dropped.
+struct Names {
+    address: String,
+    stop: Arc<AtomicBool>,
+}
+
+impl Names {
+    fn start() -> Names {
+        // All of 127/8 is this machine; resolv.conf knows port 53 only.
+        let socket = (1..255)
+            .find_map(|last| UdpSocket::bind((format!("127.77.53.{last}"), 53)).ok())
+            .expect("an address of loopback whose port 53 is free");
+        let patience = Some(Duration::from_millis(100));
+        socket.set_read_timeout(patience).expect("a timeout");
+        let address = socket.local_addr().expect("an address").ip().to_string();
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        thread::spawn(move || {
+            while !stopped.load(Ordering::Relaxed) {
+                let mut buffer = [0; 512];
+                if let Ok((count, asker)) = socket.recv_from(&mut buffer)
+                    && let Some(answer) = answer(&buffer[..count])
+                {
+                    let _ = socket.send_to(&answer, asker);
+                }
+            }
+        });
+        Names { address, stop }
+    }
+}
+
+impl Drop for Names {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+/// The answer to a question, in the format of RFC 1035: 127.0.0.1 for the address of [`HOST`], nothing for what else there is
+/// to know of it, and that there is no other name.
+fn answer(message: &[u8]) -> Option<Vec<u8>> {
+    const HEADER: usize = 12;
+    let length = message.get(HEADER..)?.iter().position(|byte| *byte == 0)? + 1;
+    let question = message.get(HEADER..HEADER + length + 4)?;
+    let labels = HOST.split('.');
+    let mut known: Vec<u8> = labels
+        .flat_map(|label| [&[label.len() as u8], label.as_bytes()].concat())
+        .collect();
+    known.push(0);
+    let is_known = question[..length].eq_ignore_ascii_case(&known);
+    let wants_address = question[length..] == [0, 1, 0, 1];
+    let has_answer = is_known && wants_address;
+    let code = if is_known { 0 } else { 3 };
+    let mut answer = message[..2].to_vec();
+    answer.extend([0x85, 0x80 | code, 0, 1, 0, has_answer.into(), 0, 0, 0, 0]);
+    answer.extend(question);
+    if has_answer {
+        answer.extend([
+            0xc0,
+            HEADER as u8,
+            0,
+            1,
+            0,
+            1,
+            0,
+            0,
+            0,
+            60,
+            0,
+            4,
+            127,
+            0,
+            0,
+            1,
+        ]);
+    }
+    Some(answer)
+}
+
+/// The static program alone in a root folder, with a resolv.conf, hosts and a certificate: TLS with the name verified, SCRAM,
+/// and itself as the command.
+fn in_an_empty_root(hosts: &str, names: &str) {
+    let Some(program) = std::env::var_os("PGLOCK_STATIC") else {
+        eprintln!("skipped: PGLOCK_STATIC names no static program; see make test-static");
+        return;
+    };
+    if !nix::unistd::Uid::effective().is_root() {
+        eprintln!("skipped: only root can change the root folder");
+        return;
+    }
+    let server = Server::builder()
+        .tls(HOST)
+        .hba("hostssl all scram all scram-sha-256")
+        .hba("host all scram all reject")
+        .start();
+    server.psql(
+        "set password_encryption = 'scram-sha-256'; create role scram login password 'se cret'",
+    );
+    let scratch = Scratch::new();
+    let root = scratch.path().join("root");
+    fs::create_dir_all(root.join("etc")).expect("mkdir");
+    fs::copy(program, root.join("pglock")).expect("copy the program");
+    fs::copy(server.authority(), root.join("ca.crt")).expect("copy the certificate");
+    fs::write(root.join("etc/hosts"), hosts).expect("write hosts");
+    fs::write(
+        root.join("etc/resolv.conf"),
+        format!("nameserver {names}\n"),
+    )
+    .expect("write");
+    let run = |password: &str, host: &str| {
+        let (root, port) = (root.display().to_string(), server.port().to_string());
+        let program = ["chroot", &root, "/pglock", "--sslmode", "verify-full"];
+        let to = ["--host", host, "--port", &port, "--user", "scram"];
+        Pglock::new()
+            .without_pglock()
+            .env("PGSSLROOTCERT", "/ca.crt")
+            .env("PGLOCK_PASS", password)
+            .command([&program[..], &to, &["/pglock", "--version"]].concat())
+            .run()
+    };
+    let output = run("se cret", HOST);
+    output.assert_status(0);
+    assert!(
+        output.stdout().starts_with("pglock "),
+        "{}",
+        output.report()
+    );
+    run("wrong", HOST).assert_failed(&["password authentication failed"]);
+    // The address is right, and the certificate is for the name.
+    run("se cret", "127.0.0.1").assert_failed(&["certificate", HOST]);
+    run("se cret", "other.pglock.test").assert_failed(&["other.pglock.test"]);
+}
+
+#[test]
+fn the_static_program_finds_a_name_in_a_file() {
+    // Nobody answers there.
+    in_an_empty_root(&format!("127.0.0.1 {HOST}\n"), "127.77.53.0");
+}
+
+#[test]
+fn the_static_program_finds_a_name_by_dns() {
+    if !nix::unistd::Uid::effective().is_root() {
+        eprintln!("skipped: only root can serve names");
+        return;
+    }
+    let names = Names::start();
+    in_an_empty_root("127.0.0.1 localhost\n", &names.address);
+}
+
+#[test]
+fn the_static_program_needs_no_shared_library() {
+    let Some(program) = std::env::var_os("PGLOCK_STATIC") else {
+        eprintln!("skipped: PGLOCK_STATIC names no static program; see make test-static");
+        return;
+    };
+    let program = program.to_string_lossy().into_owned();
+    if let Some((_, said)) = run("ldd", &[&program]) {
+        assert!(
+            said.contains("statically linked") || said.contains("not a dynamic executable"),
+            "{said}"
+        );
+    }
+    let size = fs::metadata(&program).expect("its size").len();
+    assert!(size < 5_000_000, "{size} bytes");
+}
