@@ -266,7 +266,15 @@ impl<'a> Attempt<'a> {
         }
         // A guardian is bound to one connection.
         self.guardian = None;
-        let (lock, sent, mut token) = self.obtain(&mut session)?;
+        let (lock, mut sent, mut token) = self.obtain(&mut session)?;
+        // An answer that was long under way, in a pool's queue say, leaves little of the lease: one more sign
+        // of the server, and it is whole.
+        if let Some(ttl) = self.claim.settings.ttl
+            && sys::now() > sent + ttl / 3
+        {
+            sent = sys::now();
+            self.exchange(&mut session, c";", Duration::ZERO, true)?;
+        }
         if self.config.fence && token.is_none() {
             token = Some(self.token(settings, &mut session, lock)?);
         }
@@ -339,6 +347,8 @@ impl<'a> Attempt<'a> {
             let sql = self
                 .claim
                 .try_sql(connection, self.hold, caution, waits, self.waited);
+            // Behind a pooler the server may be another one, or restarted, at the next attempt.
+            caution = Caution::HoldOff;
             let (mut sent, mut verdict) = self.ask(session, &sql, Duration::ZERO)?;
             while self.hold == Hold::Session && matches!(verdict, Verdict::Busy | Verdict::First) {
                 let left = self.time_to_wait(session)?;
@@ -607,11 +617,15 @@ fn again(error: &Error) -> Again {
     match error.sqlstate.as_deref() {
         // cannot_connect_now: starting or shutting down; too_many_connections, also by a role's limit.
         Some("57P03" | "53300") => Again::Soon,
+        // PgBouncer's word for its own limit, which has no state of its own.
+        Some(_) if error.message.contains("no more connections allowed") => Again::Soon,
         // admin_shutdown, crash_shutdown; the two timeouts of the lease, for a waiter that was stopped.
         Some("57P01" | "57P02" | "57P05" | "25P03") => Again::IfWaiting,
         Some(_) => Again::Never,
         // libpq itself: nobody answered, or the server closed the connection. What is left then are
         // failures of TLS and of authentication on the client's side.
+        // EAGAIN: more clients knock at the server's Unix socket than it has let in yet.
+        None if error.message.contains("Resource temporarily unavailable") => Again::Soon,
         None if !error.reached || was_cut(&error.message) => Again::IfWaiting,
         None => Again::Never,
     }

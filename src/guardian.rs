@@ -56,7 +56,8 @@ impl Guardian {
 
     /// Has it look at its ward's deadline now; to be called when there was none before.
     pub fn wake(&self) {
-        sys::write_all(self.life.as_raw_fd(), WAKE);
+        // One that was killed needs no waking; it is replaced.
+        let _ = sys::write_all(self.life.as_raw_fd(), WAKE);
     }
 
     /// Ends it, without waiting until it has ended.

@@ -99,9 +99,18 @@ impl Lease {
 
     /// Whether the server lost all its sessions after the last sign of it, and not before: then newcomers
     /// hold off, and nobody can have had the lock. `age` is how long ago it lost them, by its own clock, in
-    /// the answer to a message sent at `sent`.
-    pub fn was_restarted(&self, age: Duration, sent: Moment) -> bool {
-        age < sent.saturating_sub(self.renewed)
+    /// the answer that came at `now` to a message sent at `sent`. `None` where the answer was too long under
+    /// way to tell.
+    pub fn was_restarted(&self, age: Duration, sent: Moment, now: Moment) -> Option<bool> {
+        let at_least = sent.saturating_sub(self.renewed);
+        let at_most = now.saturating_sub(self.renewed);
+        if age < at_least {
+            Some(true)
+        } else if age < at_most {
+            None
+        } else {
+            Some(false)
+        }
     }
 }
 
@@ -163,11 +172,14 @@ mod tests {
     #[test]
     fn a_restart_counts_only_if_it_came_after_the_last_sign() {
         let lease = lease(15.0, 5.0, 100.0);
-        // Asked at 103. Lost 2 s ago: at 101, after the last sign.
-        assert!(lease.was_restarted(seconds(2.0), seconds(103.0)));
-        // Lost 3 s ago or earlier: the session outlived that, and something else has ended it.
-        assert!(!lease.was_restarted(seconds(3.0), seconds(103.0)));
-        assert!(!lease.was_restarted(seconds(1000.0), seconds(103.0)));
+        // Asked at 103, answered at 104. Lost 2 s before: at 101 or 102, after the last sign.
+        let was = |age| lease.was_restarted(seconds(age), seconds(103.0), seconds(104.0));
+        assert_eq!(was(2.0), Some(true));
+        // Lost at 99.5 or up to 100.5: before the last sign, or after.
+        assert_eq!(was(3.5), None);
+        // The session outlived that, and something else has ended it.
+        assert_eq!(was(4.0), Some(false));
+        assert_eq!(was(1000.0), Some(false));
     }
 
     #[test]

@@ -467,10 +467,10 @@ impl Lock {
             self.key
         );
         sql(format!(
-            "{}{}; select extract(epoch from pg_catalog.clock_timestamp() - greatest({})); {}",
+            "{}{}; {}; {}",
             begin(self.hold),
             self.settings.sql(connection, self.hold, 0),
-            LOST.join(", "),
+            lost_sql(),
             self.verdict_sql(connection, &taken)
         ))
     }
@@ -616,13 +616,24 @@ pub fn verdict(outcomes: &[Outcome]) -> Verdict {
     }
 }
 
-/// From the answer to [`Lock::retake_sql`]: how long ago the server lost all its sessions. It is the last
-/// question but one.
-pub fn age(outcomes: &[Outcome]) -> Option<Duration> {
+/// Asks how long ago the server lost all its sessions.
+pub fn lost_sql() -> String {
+    let lost = LOST.join(", ");
+    format!("select extract(epoch from pg_catalog.clock_timestamp() - greatest({lost}))")
+}
+
+/// From the answer to [`Lock::retake_sql`], where it is the last question but one: how long ago the server
+/// lost all its sessions.
+pub fn age_with_verdict(outcomes: &[Outcome]) -> Option<Duration> {
     let [.., age, _verdict] = outcomes else {
         return None;
     };
     seconds(age.field(0)?)
+}
+
+/// From the answer to [`lost_sql`].
+pub fn age(outcomes: &[Outcome]) -> Option<Duration> {
+    seconds(outcomes.last()?.field(0)?)
 }
 
 /// From the answer to [`Claim::age_sql`]: for how long to hold off.

@@ -67,6 +67,6 @@ fn write(line: &str) {
         if !sys::is_writable_now(sys::STDERR) {
             return;
         }
-        sys::write_all(sys::STDERR, piece);
+        let _ = sys::write_all(sys::STDERR, piece);
     }
 }

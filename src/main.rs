@@ -111,8 +111,14 @@ fn stopped(stop: Stop, log: Log) -> Exit {
 }
 
 fn print(text: &str) -> Exit {
-    sys::write_all(sys::STDOUT, text.as_bytes());
-    Exit::Status(0)
+    match sys::write_all(sys::STDOUT, text.as_bytes()) {
+        Ok(()) => Exit::Status(0),
+        Err(error) => {
+            let log = Log::new(Verbosity::Quiet);
+            log.error(format_args!("could not write to standard output: {error}"));
+            Exit::Failed
+        }
+    }
 }
 
 fn version() -> String {

@@ -18,10 +18,14 @@ const HEAD: [&str; 10] = [
 /// database.
 pub fn sql(connection: &Connection, claim: Option<&Claim>) -> CString {
     let condition = claim.map_or("true".to_owned(), |claim| claim.condition(connection));
-    let is_door = claim.and_then(|claim| claim.door_condition(connection));
-    let is_door = is_door.unwrap_or_else(|| "objid = 0 and objsubid = 2".to_owned());
+    let is_door = match claim {
+        Some(claim) => claim
+            .door_condition(connection)
+            .unwrap_or("false".to_owned()),
+        None => "objid = 0 and objsubid = 2 and application_name like 'pglock %'".to_owned(),
+    };
     let text = format!(
-        "select case when granted and not ({is_door} and application_name like 'pglock %') \
+        "select case when granted and not ({is_door}) \
          then 'holder' else 'waiter' end state, \
          case mode when 'ShareLock' then 'shared' else 'exclusive' end, \
          case objsubid when 1 then (classid::bigint << 32 | objid::bigint)::text \
@@ -44,7 +48,11 @@ impl Row {
         let [state, mode, lock, name, address, user, database, backend] = fields else {
             return None;
         };
-        let text = |field: &Option<String>| field.clone().unwrap_or_else(|| "-".to_owned());
+        // A name may hold what would break the table, or what a terminal would obey.
+        let text = |field: &Option<String>| match field {
+            Some(text) => text.replace(char::is_control, "?"),
+            None => "-".to_owned(),
+        };
         let name = text(name);
         let [since, host, pid, command] = match label::parse(&name) {
             Some(label) => [

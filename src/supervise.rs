@@ -144,6 +144,8 @@ enum Question {
     Beat,
     /// For the lock, on a new connection.
     Retake,
+    /// How long ago the server lost its sessions, now that the lock is retaken.
+    Age,
     /// To keep the session while pglock is stopped.
     Lift,
     /// Whether the lock is still held, now that pglock is continued.
@@ -529,6 +531,7 @@ impl Supervisor<'_> {
                 _ => c";".into(),
             },
             Question::Retake => self.lock.retake_sql(connection),
+            Question::Age => CString::new(lock::lost_sql()).unwrap_or_default(),
             Question::Lift => self.lock.lift_sql(connection),
             Question::Check => self.lock.check_sql(connection),
         };
@@ -601,7 +604,7 @@ impl Supervisor<'_> {
     }
 
     fn answered(&mut self, question: Question, sent: Moment, outcomes: &[pq::Outcome]) {
-        if let (Question::Beat | Question::Lift, Some(pq::Outcome::Failed(error))) =
+        if let (Question::Beat | Question::Age | Question::Lift, Some(pq::Outcome::Failed(error))) =
             (question, outcomes.last())
         {
             self.disconnected(&error.clone());
@@ -614,6 +617,13 @@ impl Supervisor<'_> {
                 self.suspend();
             }
             Question::Retake => self.retaken(sent, outcomes),
+            Question::Age => {
+                // Asked of a server that has just answered, it says what there is to know.
+                let age = lock::age(outcomes).unwrap_or(Duration::MAX);
+                let lease = self.lease;
+                let restarted = lease.and_then(|lease| lease.was_restarted(age, sent, sys::now()));
+                self.keep_retaken(sent, restarted == Some(true));
+            }
             Question::Check => match lock::verdict(outcomes) {
                 Verdict::Held(..) => {
                     self.renew(sent);
@@ -639,35 +649,18 @@ impl Supervisor<'_> {
 
     /// The server has answered the attempt to take the lock again.
     fn retaken(&mut self, sent: Moment, outcomes: &[pq::Outcome]) {
-        let silence = self.silence();
-        let verdict = lock::verdict(outcomes);
-        let age = lock::age(outcomes);
+        let age = lock::age_with_verdict(outcomes);
         let (Some(lease), Some(age)) = (self.lease, age) else {
             // It is not ready to answer such a question yet.
             self.link = Link::Down(sys::now() + RETRY);
             return;
         };
-        let restarted = lease.was_restarted(age, sent);
-        match verdict {
-            Verdict::Held(..) if restarted => {
-                self.renew(sent);
-                self.unpause();
-                self.log.info(format_args!(
-                    "The server was restarted; the lock was taken again {silence} after its last sign, and \
-                     nobody has had it meanwhile."
-                ));
-            }
-            Verdict::Held(..) => {
-                self.renew(sent);
-                let kill_at = sys::now() + self.config.grace;
-                self.lose(
-                    format_args!(
-                        "the session that held it ended {silence} after the server's last sign, while the \
-                         server ran on; somebody may have had it meanwhile"
-                    ),
-                    kill_at,
-                );
-            }
+        match lock::verdict(outcomes) {
+            Verdict::Held(..) => match lease.was_restarted(age, sent, sys::now()) {
+                Some(restarted) => self.keep_retaken(sent, restarted),
+                // A pooler kept the question until the server was back.
+                None => self.ask(Question::Age),
+            },
             Verdict::Busy | Verdict::First => {
                 self.kill("the session that held it ended, and somebody else has it now");
             }
@@ -675,6 +668,28 @@ impl Supervisor<'_> {
             Verdict::Young | Verdict::Pooled | Verdict::Standby | Verdict::Refused(_) => {
                 self.link = Link::Down(sys::now() + RETRY);
             }
+        }
+    }
+
+    /// The lock is taken again, by a message sent at this moment.
+    fn keep_retaken(&mut self, sent: Moment, restarted: bool) {
+        let silence = self.silence();
+        self.renew(sent);
+        if restarted {
+            self.unpause();
+            self.log.info(format_args!(
+                "The server was restarted; the lock was taken again {silence} after its last sign, and nobody \
+                 has had it meanwhile."
+            ));
+        } else {
+            let kill_at = sys::now() + self.config.grace;
+            self.lose(
+                format_args!(
+                    "the session that held it ended {silence} after the server's last sign, while the server \
+                     ran on; somebody may have had it meanwhile"
+                ),
+                kill_at,
+            );
         }
     }
 

@@ -242,17 +242,25 @@ fn read(descriptor: RawFd, buffer: &mut [u8]) -> usize {
     usize::try_from(count).unwrap_or(0)
 }
 
-/// Writes all of it, or as much as can be written; errors are not worth a word where this is used.
-pub fn write_all(descriptor: RawFd, mut bytes: &[u8]) {
+/// Writes all of it.
+///
+/// # Errors
+/// Not all of it could be written.
+pub fn write_all(descriptor: RawFd, mut bytes: &[u8]) -> io::Result<()> {
     while !bytes.is_empty() {
         // SAFETY: the bytes are as many as the call is told.
         let count = unsafe { libc::write(descriptor, bytes.as_ptr().cast(), bytes.len()) };
         match usize::try_from(count) {
             Ok(count) => bytes = &bytes[count..],
-            Err(_) if io::Error::last_os_error().kind() == io::ErrorKind::Interrupted => {}
-            Err(_) => return,
+            Err(_) => {
+                let error = io::Error::last_os_error();
+                if error.kind() != io::ErrorKind::Interrupted {
+                    return Err(error);
+                }
+            }
         }
     }
+    Ok(())
 }
 
 /// Whether a write of a line would not block.
@@ -869,7 +877,7 @@ pub fn spawn(
                 Err(error) => error,
             };
             let errno = error.raw_os_error().unwrap_or(0).to_ne_bytes();
-            write_all(write_end.as_raw_fd(), &errno);
+            let _ = write_all(write_end.as_raw_fd(), &errno);
             libc::_exit(127);
         }
     }
