@@ -55,7 +55,6 @@ pub fn run(
     let in_foreground = terminal.as_ref().filter(|terminal| {
         terminal.is_input_and_output() && terminal.foreground() == sys::own_group()
     });
-    let socket = held.session.wants().map(|(descriptor, _)| descriptor);
     let started = Command::start(
         &config.command,
         environment,
@@ -67,16 +66,13 @@ pub fn run(
             if let Some(terminal) = in_foreground {
                 terminal.give_to(own_group);
             }
-            // pglock may have been frozen since it got the lock, and the server, which has nothing to say
-            // unasked but that it ends the session, may have been shut down.
-            let errno = if held.ward.deadline().is_some_and(|then| then <= sys::now()) {
-                sys::ETIME
-            } else if socket.is_some_and(sys::is_readable_now) {
-                sys::ECONNRESET
-            } else {
-                return Ok(());
-            };
-            Err(io::Error::from_raw_os_error(errno))
+            // pglock may have been frozen since it got the lock.
+            match held.ward.deadline() {
+                Some(deadline) if deadline <= sys::now() => {
+                    Err(io::Error::from_raw_os_error(sys::ETIME))
+                }
+                _ => Ok(()),
+            }
         },
     );
     let command = match started {
@@ -745,14 +741,9 @@ impl Supervisor<'_> {
     }
 
     fn not_executed(&self, error: &io::Error) -> Exit {
-        let early = match error.raw_os_error() {
-            Some(sys::ETIME) => Some("the lease was over"),
-            Some(sys::ECONNRESET) => Some("the server ended the session"),
-            _ => None,
-        };
-        if let Some(early) = early {
+        if error.raw_os_error() == Some(sys::ETIME) {
             self.log
-                .error(format_args!("{early} before the command could start"));
+                .error("the lease was over before the command could start");
             return Exit::Failed;
         }
         self.log.error(format_args!(
