@@ -224,7 +224,7 @@ impl Claim {
                  end if; \
                  end loop; \
                  exit when pg_catalog.clock_timestamp() > pg_catalog.now() + '{turn} ms'; \
-                 perform pg_catalog.pg_sleep(0.04); \
+                 perform pg_catalog.pg_sleep(0.02); \
                  end loop;",
                 slots = self.slots,
                 settle = settle_sql(&self.key_sql(connection, "slot")),

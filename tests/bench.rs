@@ -99,6 +99,8 @@ impl Bench {
             // Old enough: no newcomer has to hold off.
             .age(Duration::from_secs(1))
             .start();
+        // A younger server might have had other holders before, and pglock would ask it about that.
+        sleep(Duration::from_secs(16));
         server.psql(
             "set password_encryption = 'scram-sha-256'; create role scram login password 'secret'",
         );
