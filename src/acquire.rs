@@ -545,14 +545,24 @@ impl<'a> Attempt<'a> {
             Wait::Seconds(_) => self.until.map_or(then, |until| until.min(then)),
             Wait::No | Wait::Forever => then,
         };
-        match drive(session, self.signals, Some(deadline)) {
-            Err(Interrupt::Late) if deadline < then => Err(Stop::NotObtained.into()),
-            Err(Interrupt::Late) | Ok(_) => Ok(Caution::HoldOff),
-            Err(Interrupt::Signal(signal)) => Err(Stop::Signal(signal).into()),
-            Err(Interrupt::Failed(error)) => Err(Failure::Host(Trouble {
-                message: format!("the connection was lost while holding off: {error}"),
-                again: Again::IfWaiting,
-            })),
+        let ttl = self.claim.settings.ttl.unwrap_or(time);
+        loop {
+            // The session has a lease too, and would end in silence.
+            let beat = sys::now() + ttl / 3;
+            match drive(session, self.signals, Some(deadline.min(beat))) {
+                Err(Interrupt::Late) if sys::now() < deadline => {
+                    self.call(session, c";", Duration::ZERO)?;
+                }
+                Err(Interrupt::Late) if deadline < then => return Err(Stop::NotObtained.into()),
+                Err(Interrupt::Late) | Ok(_) => return Ok(Caution::HoldOff),
+                Err(Interrupt::Signal(signal)) => return Err(Stop::Signal(signal).into()),
+                Err(Interrupt::Failed(error)) => {
+                    return Err(Failure::Host(Trouble {
+                        message: format!("the connection was lost while holding off: {error}"),
+                        again: Again::IfWaiting,
+                    }));
+                }
+            }
         }
     }
 
