@@ -208,31 +208,33 @@ fn a_command_that_is_stopped_dies_with_pglock_too() {
 #[test]
 fn a_guardian_that_is_killed_has_a_successor_as_good_as_itself() {
     let server = Server::new();
-    let thread = Thread::new();
-    let run = thread.hand_to(Pglock::on(&server)).sh(PIPELINE).spawn();
-    run.wait_for_output("ready");
-    let command = command_of(run.pid());
-    let mut guardian = guardian_of(run.pid());
-    for times in 1..=3 {
-        kill(guardian, Signal::SIGKILL).expect("kill the guardian");
-        eventually("pglock says so", PATIENCE, || {
-            let said = run.stderr();
-            (said.matches("guardian was killed").count() == times).then_some(())
+    for _ in 0..100 {
+        let thread = Thread::new();
+        let run = thread.hand_to(Pglock::on(&server)).sh(PIPELINE).spawn();
+        run.wait_for_output("ready");
+        let command = command_of(run.pid());
+        let mut guardian = guardian_of(run.pid());
+        for times in 1..=3 {
+            kill(guardian, Signal::SIGKILL).expect("kill the guardian");
+            eventually("pglock says so", PATIENCE, || {
+                let said = run.stderr();
+                (said.matches("guardian was killed").count() == times).then_some(())
+            });
+            let next = guardian_of(run.pid());
+            assert_ne!(next, guardian);
+            guardian = next;
+            assert!(is_alive(command), "the command carries on");
+            assert!(processes::zombies_of(&run).is_empty());
+        }
+        let mut session = server.session();
+        session.send("select pg_advisory_lock(1)");
+        eventually("the next waits", PATIENCE, || {
+            server.waiters(1).first().copied()
         });
-        let next = guardian_of(run.pid());
-        assert_ne!(next, guardian);
-        guardian = next;
-        assert!(is_alive(command), "the command carries on");
-        assert!(processes::zombies_of(&run).is_empty());
+        kill_pglock(&run);
+        session.answer();
+        assert!(!thread.is_held(), "{:?}", survivors(&run));
     }
-    let mut session = server.session();
-    session.send("select pg_advisory_lock(1)");
-    eventually("the next waits", PATIENCE, || {
-        server.waiters(1).first().copied()
-    });
-    kill_pglock(&run);
-    session.answer();
-    assert!(!thread.is_held(), "{:?}", survivors(&run));
 }
 
 #[test]
