@@ -26,6 +26,9 @@ const RETRY: Duration = Duration::from_millis(100);
 const ATTEMPT: Duration = Duration::from_secs(2);
 /// How often to look whether the rest of a command's group is gone: no event tells.
 const LOOK: Duration = Duration::from_millis(20);
+/// When to rename a session that has waited. By then the command runs: while it is being started, an answer
+/// on the connection would look as if the server had ended the session.
+const RENAME: Duration = Duration::from_secs(1);
 /// How long to wait for the lease to be lifted before stopping without that.
 const LIFT: Duration = Duration::from_secs(1);
 
@@ -55,6 +58,7 @@ pub fn run(
     let in_foreground = terminal.as_ref().filter(|terminal| {
         terminal.is_input_and_output() && terminal.foreground() == sys::own_group()
     });
+    let socket = held.session.wants().map(|(descriptor, _)| descriptor);
     let started = Command::start(
         &config.command,
         environment,
@@ -66,13 +70,16 @@ pub fn run(
             if let Some(terminal) = in_foreground {
                 terminal.give_to(own_group);
             }
-            // pglock may have been frozen since it got the lock.
-            match held.ward.deadline() {
-                Some(deadline) if deadline <= sys::now() => {
-                    Err(io::Error::from_raw_os_error(sys::ETIME))
-                }
-                _ => Ok(()),
-            }
+            // pglock may have been frozen since it got the lock, and the server, which says nothing unasked but
+            // that it ends the session, may be going down. Nothing has been asked yet.
+            let errno = if held.ward.deadline().is_some_and(|then| then <= sys::now()) {
+                sys::ETIME
+            } else if socket.is_some_and(sys::is_readable_now) {
+                sys::ECONNRESET
+            } else {
+                return Ok(());
+            };
+            Err(io::Error::from_raw_os_error(errno))
         },
     );
     let command = match started {
@@ -94,6 +101,7 @@ pub fn run(
         link: Link::Up(held.session, None),
         new_name: new_name.clone(),
         name: new_name,
+        rename_at: sys::now() + RENAME,
         lease,
         heard: held.sent,
         stage: Stage::Running,
@@ -176,6 +184,8 @@ struct Supervisor<'a> {
     name: Option<String>,
     /// The same, until it is called so.
     new_name: Option<String>,
+    /// Not before this moment.
+    rename_at: Moment,
     /// In force until the lock is lost.
     lease: Option<Lease>,
     /// When the last message was sent that the server answered.
@@ -243,13 +253,20 @@ impl Supervisor<'_> {
             Stage::Suspending(by) | Stage::Resuming(by) => Some(by),
         };
         let link = match self.link {
-            Link::Up(_, None) if self.beats() => lease.map(Lease::beat_at),
+            Link::Up(_, None) if self.beats() => self.beat_at(),
             Link::Connecting(_, until) => Some(until),
             Link::Down(retry_at) if self.stage == Stage::Running => Some(retry_at),
             _ => None,
         };
         let look = self.ended.map(|_| sys::now() + LOOK);
         [stage, link, look].into_iter().flatten().min()
+    }
+
+    /// When the next heartbeat is due.
+    fn beat_at(&self) -> Option<Moment> {
+        let rename_at = self.new_name.as_ref().map(|_| self.rename_at);
+        let lease = self.lease.as_ref().map(Lease::beat_at);
+        [rename_at, lease].into_iter().flatten().min()
     }
 
     /// Whether heartbeats are to be sent.
@@ -491,8 +508,7 @@ impl Supervisor<'_> {
         let now = sys::now();
         match &mut self.link {
             Link::Up(_, None) => {
-                let beat_is_due = self.new_name.is_some()
-                    || self.lease.is_some_and(|lease| lease.beat_at() <= now);
+                let beat_is_due = self.beat_at().is_some_and(|beat_at| beat_at <= now);
                 match self.stage {
                     Stage::Running | Stage::Stopping(_) if beat_is_due => self.ask(Question::Beat),
                     Stage::Suspending(_) if self.lease.is_some() => self.ask(Question::Lift),
@@ -741,9 +757,14 @@ impl Supervisor<'_> {
     }
 
     fn not_executed(&self, error: &io::Error) -> Exit {
-        if error.raw_os_error() == Some(sys::ETIME) {
+        let early = match error.raw_os_error() {
+            Some(sys::ETIME) => Some("the lease was over"),
+            Some(sys::ECONNRESET) => Some("the server ended the session"),
+            _ => None,
+        };
+        if let Some(early) = early {
             self.log
-                .error("the lease was over before the command could start");
+                .error(format_args!("{early} before the command could start"));
             return Exit::Failed;
         }
         self.log.error(format_args!(

@@ -16,6 +16,8 @@ use std::time::Duration;
 pub const STDOUT: RawFd = libc::STDOUT_FILENO;
 /// The error for a lease that is over; executing a program never yields it.
 pub const ETIME: i32 = libc::ETIME;
+/// The error for a session that is over; executing a program never yields it.
+pub const ECONNRESET: i32 = libc::ECONNRESET;
 /// The descriptor of standard error.
 pub const STDERR: RawFd = libc::STDERR_FILENO;
 
@@ -264,6 +266,12 @@ pub fn write_all(descriptor: RawFd, mut bytes: &[u8]) -> io::Result<()> {
 /// Whether a write of a line would not block.
 pub fn is_writable_now(descriptor: RawFd) -> bool {
     let mut waits = [Wait::write(descriptor)];
+    poll(&mut waits, Some(Duration::ZERO)).is_ok() && waits[0].ready
+}
+
+/// Whether a read would not block: there is something to read, or the end.
+pub fn is_readable_now(descriptor: RawFd) -> bool {
+    let mut waits = [Wait::read(descriptor)];
     poll(&mut waits, Some(Duration::ZERO)).is_ok() && waits[0].ready
 }
 

@@ -3,8 +3,8 @@
 //!
 //! `make chaos` runs it at length, with the options of [`options`]; `make test` runs a short one. The witness is a
 //! file lock, flock(2), that the command and all its children inherit: the kernel frees it when the last of them is gone, so a
-//! killed command cannot leave it behind. A command that finds it taken notes an overlap, waits, and so measures how long
-//! it was.
+//! killed command cannot leave it behind. A command that finds it taken by one that is not stopped notes an overlap, waits,
+//! and so measures how long it was.
 
 #[allow(dead_code, unused_imports)]
 mod support;

@@ -1,6 +1,6 @@
 //! The witness: what the command does with it, and the scripts that are run as commands.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
@@ -40,6 +40,9 @@ pub const FLAVOURS: [&str; 7] = [
     "polite",
 ];
 
+/// A claimant that has not looked for so long was stopped.
+const PAUSE: Duration = Duration::from_millis(100);
+
 /// The time since the machine was started, which is one for all processes.
 pub fn now() -> Duration {
     let mut time = libc::timespec {
@@ -70,22 +73,69 @@ pub fn main(words: &[String]) -> ExitCode {
     };
     match what.as_str() {
         "claim" => {
-            if !take() {
-                note(log, "overlap", run);
-                while !take() {
-                    thread::sleep(Duration::from_micros(500));
-                }
-                note(log, "over", run);
-            }
-            note(log, "claim", run);
+            wait(log, run);
+            let group = nix::unistd::getpgrp().to_string();
+            fs::write(holder(log), group).expect("write down the holder");
+            note(log, "claim", run, now());
         }
-        _ => note(log, "end", run),
+        _ => note(log, "end", run, now()),
     }
     ExitCode::SUCCESS
 }
 
-fn note(log: &str, what: &str, run: &str) {
-    let line = format!("{what} {run} {}\n", now().as_nanos());
+/// Where the process group stands that has the witness.
+fn holder(log: &str) -> String {
+    format!("{log}.holder")
+}
+
+/// Takes the witness, however long that takes, and notes each time in which two commands ran. One that is stopped
+/// overlaps with nobody.
+fn wait(log: &str, run: &str) {
+    let mut overlaps = false;
+    let mut last = now();
+    while !take() {
+        let time = now();
+        if overlaps && time - last > PAUSE {
+            // It is the caller that was stopped.
+            note(log, "over", run, last);
+            overlaps = false;
+        }
+        last = time;
+        let runs = holder_runs(log);
+        if runs != overlaps {
+            note(log, if runs { "overlap" } else { "over" }, run, time);
+            overlaps = runs;
+        }
+        thread::sleep(Duration::from_micros(500));
+    }
+    if overlaps {
+        note(log, "over", run, now());
+    }
+}
+
+/// Whether any process of the group that has the witness is running; also where it is not known which that is.
+fn holder_runs(log: &str) -> bool {
+    let group = fs::read_to_string(holder(log)).unwrap_or_default();
+    let processes = fs::read_dir("/proc").expect("list /proc");
+    let stats = processes.filter_map(|process| {
+        let stat = fs::read_to_string(process.ok()?.path().join("stat")).ok()?;
+        let words: Vec<String> = stat
+            .rsplit_once(')')?
+            .1
+            .split_whitespace()
+            .map(str::to_owned)
+            .collect();
+        (words[2] == group).then(|| words[0].clone())
+    });
+    let states: Vec<String> = stats.collect();
+    states.is_empty()
+        || states
+            .iter()
+            .any(|state| !matches!(state.as_str(), "T" | "t" | "Z" | "X"))
+}
+
+fn note(log: &str, what: &str, run: &str, time: Duration) {
+    let line = format!("{what} {run} {}\n", time.as_nanos());
     // One write to a file that is open for appending: lines of different processes do not mix.
     let mut log = File::options()
         .append(true)
