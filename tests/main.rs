@@ -18,6 +18,7 @@ mod lookalikes;
 mod names;
 mod passwords;
 mod poolers;
+mod recipes;
 mod scenarios;
 mod settings;
 mod shared;

@@ -1,0 +1,246 @@
+//! The recipes of the README, run as they stand there: only hosts, ports and folders are others.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::Command;
+
+use crate::support::*;
+
+const README: &str = include_str!("../README.md");
+
+/// The blocks of code in this language, in their order.
+fn blocks(language: &str) -> Vec<&'static str> {
+    let recipes = README.split("\n## Recipes\n").nth(1).expect("recipes");
+    let recipes = recipes.split("\n## ").next().expect("a section");
+    let fence = format!("```{language}\n");
+    let blocks = recipes.split(fence.as_str()).skip(1);
+    blocks
+        .map(|rest| rest.split("```").next().expect("the end of a block"))
+        .collect()
+}
+
+/// A host of the recipes: its folder of programs has pglock and a script.
+struct Host {
+    scratch: Scratch,
+    port: String,
+}
+
+impl Host {
+    fn new(server: &Server) -> Host {
+        let scratch = Scratch::new();
+        let program = scratch.path().join("pglock");
+        std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_pglock"), program).expect("link pglock");
+        Host {
+            scratch,
+            port: server.port().to_string(),
+        }
+    }
+
+    fn script(&self, name: &str, text: &str) {
+        let path = self.scratch.path().join(name);
+        fs::write(&path, format!("#!/bin/sh\n{text}\n")).expect("write a script");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("chmod");
+    }
+
+    /// A program in an environment of these variables alone, and those that lead to the server.
+    fn pglock(&self, server: &Server, words: &[&str], variables: &[(&str, &str)]) -> Pglock {
+        let mut pglock = Pglock::new()
+            .without_pglock()
+            .command(words)
+            .dir(self.scratch.path());
+        for (name, value) in variables {
+            pglock = pglock.env(name, value);
+        }
+        let path = format!("{}:/usr/bin:/bin", self.scratch.path().display());
+        pglock
+            .env("PATH", path)
+            .env("PGLOCK_HOST", server.socket_dir())
+            .env("PGLOCK_PORT", &self.port)
+            .env("PGLOCK_USER", "postgres")
+    }
+
+    /// What a recipe names by its path, in this host's folder.
+    fn here(&self, text: &str) -> String {
+        let folder = self.scratch.path().display();
+        text.replace("/usr/local/bin", &folder.to_string())
+    }
+}
+
+/// What the file holds that the scripts of a test write to.
+fn lines(path: &Path) -> Vec<String> {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    text.lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn the_line_of_cron_makes_one_backup_for_all_hosts() {
+    let server = Server::new();
+    let host = Host::new(&server);
+    let [table] = blocks("crontab")[..] else {
+        panic!("not one table");
+    };
+    let mut variables = Vec::new();
+    let mut jobs = Vec::new();
+    for line in table.lines() {
+        match line.split_once('=') {
+            Some((name, value)) if !name.contains(' ') => variables.push((name, value)),
+            _ => jobs.push(line.splitn(6, ' ').last().expect("a command").trim()),
+        }
+    }
+    let [job] = jobs[..] else {
+        panic!("not one job: {jobs:?}");
+    };
+    let made = host.scratch.path().join("made");
+    host.script(
+        "backup.sh",
+        &format!("echo made >> {}; exec cat", made.display()),
+    );
+    let cron = host.pglock(&server, &["/bin/sh", "-c", job], &variables);
+    let first = cron.clone().open_input().spawn();
+    eventually("the backup is being made", PATIENCE, || {
+        (lines(&made).len() == 1).then_some(())
+    });
+    cron.run()
+        .assert_status(0)
+        .assert_stdout("")
+        .assert_log(&[]);
+    first.finish().assert_status(0).assert_log(&[]);
+    assert_eq!(lines(&made), ["made"]);
+}
+
+/// All steps that migrate, from the shell's to those of the pipelines.
+fn migrations() -> Vec<&'static str> {
+    let shell = blocks("sh").into_iter();
+    let pipelines = blocks("yaml").into_iter().flat_map(str::lines);
+    let steps = pipelines.filter_map(|line| {
+        let line = line.trim_start();
+        line.strip_prefix("- pglock ")
+            .or_else(|| line.strip_prefix("run: pglock "))
+    });
+    shell
+        .map(|line| line.trim().strip_prefix("pglock ").expect("a step"))
+        .chain(steps)
+        .collect()
+}
+
+#[test]
+fn the_migration_runs_on_one_host_and_the_others_find_it_done() {
+    let server = Server::new();
+    let migrations = migrations();
+    assert_eq!(migrations.len(), 3);
+    for step in migrations {
+        let host = Host::new(&server);
+        let log = host.scratch.path().join("log");
+        let log_path = log.display();
+        host.script(
+            "migrate",
+            &format!(
+                "echo \"begin $1\" >> {log_path}; [ -e done ] || {{ touch done; echo migrated >> {log_path}; }}; \
+                 echo end >> {log_path}"
+            ),
+        );
+        let step = format!("pglock {step}");
+        let hosts: Vec<Running> = (0..5)
+            .map(|_| host.pglock(&server, &["sh", "-ec", &step], &[]).spawn())
+            .collect();
+        for running in hosts {
+            running.wait().assert_status(0);
+        }
+        let mut expected = vec!["begin up", "migrated", "end"];
+        expected.extend(["begin up", "end"].repeat(4));
+        assert_eq!(lines(&log), expected, "one after the other");
+    }
+}
+
+#[test]
+fn the_unit_of_systemd_runs_its_report() {
+    let server = Server::new();
+    let host = Host::new(&server);
+    let units = blocks("ini");
+    let [service, timer] = units[..] else {
+        panic!("not two units");
+    };
+    let settings: BTreeMap<&str, &str> = service
+        .lines()
+        .filter_map(|line| line.split_once('='))
+        .collect();
+    let words = host.here(settings["ExecStart"]);
+    let words: Vec<&str> = words.split(' ').collect();
+    let variables: Vec<(&str, &str)> = settings["Environment"]
+        .split(' ')
+        .map(|entry| entry.split_once('=').expect("NAME=value"))
+        .collect();
+    host.script("report.sh", "echo the report");
+    host.pglock(&server, &words, &variables)
+        .run()
+        .assert_status(0)
+        .assert_stdout("the report\n");
+
+    // What systemd itself says of both, where it is installed.
+    let units = host.scratch.path();
+    fs::write(units.join("report.service"), host.here(service)).expect("write the service");
+    fs::write(units.join("report.timer"), timer).expect("write the timer");
+    let verified = Command::new("systemd-analyze")
+        .arg("verify")
+        .args(["report.service", "report.timer"].map(|unit| units.join(unit)))
+        .output();
+    match verified {
+        Ok(output) => {
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert!(
+                output.status.success() && !said.contains("report."),
+                "{said}"
+            );
+        }
+        Err(_) => eprintln!("not verified: there is no systemd-analyze"),
+    }
+}
+
+/// The words of a list such as `["a", "b"]`.
+fn list(text: &str) -> Vec<&str> {
+    let inner = text.trim().trim_start_matches('[').trim_end_matches(']');
+    inner
+        .split(", ")
+        .map(|word| word.trim_matches('"'))
+        .collect()
+}
+
+#[test]
+fn the_words_of_the_containers_are_flags_and_a_command() {
+    let server = Server::new();
+    let host = Host::new(&server);
+    host.script("job", "echo \"$PGLOCK_LOCK_HELD\"");
+    host.script("migrate", "echo \"$PGLOCK_LOCK_HELD\"");
+    let dockerfile = blocks("dockerfile").concat();
+    let entry = dockerfile
+        .lines()
+        .find_map(|line| line.strip_prefix("ENTRYPOINT "));
+    let yaml = blocks("yaml").concat();
+    let commands = yaml
+        .lines()
+        .filter_map(|line| line.trim_start().strip_prefix("command: "));
+    let lists: Vec<&str> = entry.into_iter().chain(commands).collect();
+    assert_eq!(lists.len(), 3);
+    let folder = host.scratch.path().display().to_string();
+    for text in lists {
+        // In the container both lie in the root folder.
+        let words: Vec<String> = list(text)
+            .into_iter()
+            .map(|word| {
+                word.replacen(
+                    '/',
+                    &format!("{folder}/"),
+                    usize::from(word.starts_with('/')),
+                )
+            })
+            .filter(|word| word != "--user" && word != "ops")
+            .collect();
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        host.pglock(&server, &words, &[])
+            .run()
+            .assert_status(0)
+            .assert_stdout("true\n");
+    }
+}
