@@ -332,7 +332,7 @@ impl<'a> Attempt<'a> {
             }),
             Interrupt::Failed(error) => Failure::Host(Trouble {
                 again: again(&error),
-                message: format!("could not connect: {error}"),
+                message: format!("could not connect: {error}{}", advice(&error)),
             }),
         })
     }
@@ -524,35 +524,39 @@ impl<'a> Attempt<'a> {
 
     /// Waits until no earlier holder can take its lock again on a server that has lost its sessions.
     fn hold_off(&mut self, session: &mut Session) -> Result<Caution, Failure> {
-        let sql = self.claim.age_sql(session.connection());
-        let outcomes = self.call(session, &sql, Duration::ZERO)?;
-        if let Some(Outcome::Failed(error)) = outcomes.last() {
-            return Err(failed(error).into());
-        }
-        let time = lock::hold_off(&outcomes).ok_or_else(|| {
-            failed("the server answered the question for its age with something else")
-        })?;
-        if time.is_zero() {
-            return Ok(Caution::None);
-        }
-        self.log.info(format_args!(
-            "The server was restarted and lost its locks: holding off for {:.1} s, in which an earlier holder \
-             may take its lock again.",
-            time.as_secs_f64()
-        ));
-        let then = sys::now() + time;
-        let deadline = match self.config.wait {
-            Wait::Seconds(_) => self.until.map_or(then, |until| until.min(then)),
-            Wait::No | Wait::Forever => then,
-        };
-        let ttl = self.claim.settings.ttl.unwrap_or(time);
+        let mut until = None;
         loop {
+            let asked = sys::now();
+            let sql = self.claim.age_sql(session.connection());
+            let outcomes = self.call(session, &sql, Duration::ZERO)?;
+            if let Some(Outcome::Failed(error)) = outcomes.last() {
+                return Err(failed(error).into());
+            }
+            let time = lock::hold_off(&outcomes).ok_or_else(|| {
+                failed("the server answered the question for its age with something else")
+            })?;
+            if time.is_zero() {
+                return Ok(Caution::None);
+            }
+            if self.config.wait == Wait::No && lock::is_held(&outcomes) {
+                self.time_to_wait(session)?;
+            }
+            let then = *until.get_or_insert_with(|| {
+                self.log.info(format_args!(
+                    "The server was restarted and lost its locks: holding off for {:.1} s, in which an earlier \
+                     holder may take its lock again.",
+                    time.as_secs_f64()
+                ));
+                sys::now() + time
+            });
+            let deadline = match self.config.wait {
+                Wait::Seconds(_) => self.until.map_or(then, |until| until.min(then)),
+                Wait::No | Wait::Forever => then,
+            };
             // The session has a lease too, and would end in silence.
-            let beat = sys::now() + ttl / 3;
-            match drive(session, self.signals, Some(deadline.min(beat))) {
-                Err(Interrupt::Late) if sys::now() < deadline => {
-                    self.call(session, c";", Duration::ZERO)?;
-                }
+            let ttl = self.claim.settings.ttl.unwrap_or(time);
+            match drive(session, self.signals, Some(deadline.min(asked + ttl / 3))) {
+                Err(Interrupt::Late) if sys::now() < deadline => {}
                 Err(Interrupt::Late) if deadline < then => return Err(Stop::NotObtained.into()),
                 Err(Interrupt::Late) | Ok(_) => return Ok(Caution::HoldOff),
                 Err(Interrupt::Signal(signal)) => return Err(Stop::Signal(signal).into()),
@@ -638,6 +642,15 @@ fn again(error: &Error) -> Again {
         None if error.message.contains("Resource temporarily unavailable") => Again::Soon,
         None if !error.reached || was_cut(&error.message) => Again::IfWaiting,
         None => Again::Never,
+    }
+}
+
+/// What to do about it, where libpq's words do not say.
+fn advice(error: &Error) -> &'static str {
+    if error.message.contains("no password supplied") {
+        " (PGLOCK_PASS or a password file has it)"
+    } else {
+        ""
     }
 }
 

@@ -178,10 +178,11 @@ pub fn read(
             Some(flag) if matches!(flag.id, Id::Help | Id::Version) => {}
             Some(flag) => words.give(flag, value, Source::Variable, name)?,
             None => {
+                // Without its value: PGLOCK_PASSWORD, say, holds what was meant for PGLOCK_PASS.
                 return Err(Error(format!(
-                    "unknown variable {}={:?}: no flag has this name; see pglock --help",
-                    name.escape_debug(),
-                    value.to_string_lossy()
+                    "unknown variable {}: no flag has this name, and the password is PGLOCK_PASS; see \
+                     pglock --help",
+                    name.escape_debug()
                 )));
             }
         }
@@ -242,6 +243,12 @@ impl Words {
     ) -> Result<(), Error> {
         let text = check(flag, value).map_err(|wrong| {
             let value = value.to_string_lossy();
+            // It may hold a password.
+            let value = if value.contains("://") {
+                "..."
+            } else {
+                &*value
+            };
             Error(format!("{spelling}: {value:?} {wrong}"))
         })?;
         let place = &mut self.0[flag.id as usize];
@@ -409,6 +416,9 @@ pub fn check(flag: &Flag, value: &OsStr) -> Result<String, String> {
         return Err("is empty".to_owned());
     }
     match flag.value {
+        Value::Text if flag.id == Id::Host && text.contains("://") => {
+            Err("is a URI, which goes to --database".to_owned())
+        }
         Value::Text => Ok(text.to_owned()),
         Value::Switch => match text.to_ascii_lowercase().as_str() {
             "true" | "1" | "yes" => Ok("true".to_owned()),

@@ -7,8 +7,10 @@
 //!
 //! The keys: lock N is `pg_advisory_lock(N)`, the lock of a name `hashtextextended(name, 0)`. Of several
 //! slots the first is the lock itself. Slot i > 1 of lock N is `pg_advisory_lock(N, i)`, that of a name
-//! `hashtextextended(name, i - 1)`. Who waits for a slot queues at the door, `pg_advisory_lock(N, 0)` or
-//! `hashtextextended(name, -1)`; only the first in the queue looks for a free slot.
+//! `hashtextextended(name, i - 1)`. Beside each lock there are two more keys, `(N, 0)` and `(N, -1)`, for a name
+//! with the upper half of its hash in the place of N. Who waits for a slot queues at the door, `(N, 0)`; only
+//! the first in the queue looks for a free slot. Who waits for the exclusive lock holds the gate, `(N, -1)`, in
+//! share: between its turns in the server's queue no newcomer passes it who wants to share.
 
 use std::ffi::CString;
 use std::fmt;
@@ -117,6 +119,11 @@ impl fmt::Display for Key {
     }
 }
 
+/// The second number of the door's key.
+const DOOR: i32 = 0;
+/// The second number of the gate's key.
+const GATE: i32 = -1;
+
 /// A lock that is held, or was.
 #[derive(Clone, Copy, Debug)]
 pub struct Lock {
@@ -134,7 +141,7 @@ pub enum Verdict {
     Held(Key, Option<u64>),
     /// Others hold it.
     Busy,
-    /// Others hold all its slots, and this session is the first of those who wait.
+    /// Others hold it, or all its slots, and this session has the gate or is the first of those at the door.
     First,
     /// The server lost its sessions less than a ttl ago: an earlier holder may be about to take its lock
     /// again.
@@ -161,14 +168,19 @@ impl Claim {
         let try_lock = self.function("try_advisory", hold);
         let attempt = if self.slots == 1 {
             let call = self.call(connection, &try_lock, "1");
+            let gate = if self.shared {
+                format!("not {} and ", self.gate_is_held(connection))
+            } else {
+                String::new()
+            };
             let settle = if waited {
                 format!(" and pg_catalog.pg_sleep({SETTLE})::text is not null")
             } else {
                 String::new()
             };
-            self.one_slot(connection, hold, Some(&format!("({call}{settle})")))
+            self.one_slot(connection, hold, Some(&format!("({gate}{call}{settle})")))
         } else {
-            let door = self.door(connection);
+            let door = self.beside(connection, DOOR);
             let gate = if waits && hold == Hold::Session {
                 // Given back with the end of this query's own transaction.
                 format!("pg_catalog.pg_try_advisory_xact_lock({door})")
@@ -194,48 +206,67 @@ impl Claim {
     }
 
     /// Waits for the lock in the session's own right, for at most this many milliseconds, at least 1 and at
-    /// most [`TURN`]. `first` tells whether this session is the first of those who wait for a slot.
+    /// most [`TURN`]. `first` tells whether this session has had a turn after which it was
+    /// [first](Verdict::First).
     ///
     /// That the time is over without the lock is not an error to the server, and not a line in its log:
-    /// the block catches it, and the last statement finds the lock not held.
+    /// the blocks catch it, and the last statement finds the lock not held.
     pub fn wait_sql(&self, connection: &Connection, milliseconds: u32, first: bool) -> CString {
         let turn = milliseconds.clamp(1, TURN);
         let lock = self.function("advisory", Hold::Session);
-        let (wait, attempt) = if self.slots == 1 {
-            let settle = settle_sql(&self.key_sql(connection, "1"));
-            let wait = format!("perform {}; {settle}", self.call(connection, &lock, "1"));
-            (wait, self.one_slot(connection, Hold::Session, None))
+        let (key, enter, wait, attempt) = if self.slots == 1 {
+            let wait = format!("perform {};", self.call(connection, &lock, "1"));
+            let leave = if self.shared {
+                String::new()
+            } else {
+                let gate = self.beside(connection, GATE);
+                format!("perform pg_catalog.pg_advisory_unlock_shared({gate});")
+            };
+            let enter = self.enter_gate(connection, turn, first);
+            let attempt = self.one_slot(connection, Hold::Session, None);
+            let key = self.key_sql(connection, "1");
+            (key, enter, format!("{wait} {leave}"), attempt)
         } else {
-            let door = self.door(connection);
-            let queue = if first {
+            let door = self.beside(connection, DOOR);
+            let enter = if first {
                 String::new()
             } else {
                 format!("perform pg_catalog.pg_advisory_lock({door});")
             };
             let try_lock = self.function("try_advisory", Hold::Session);
             let wait = format!(
-                "{queue} perform pg_catalog.set_config('pglock.first', 'yes', true); loop \
-                 for slot in 1..{slots} loop \
-                 if ({call}) then \
-                 perform pg_catalog.set_config('pglock.slot', slot::text, true); \
-                 perform pg_catalog.pg_advisory_unlock({door}); \
-                 {settle} \
-                 return; \
-                 end if; \
+                "<<search>> loop \
+                 for place in 1..{slots} loop \
+                 slot := place; \
+                 exit search when {call}; \
                  end loop; \
-                 exit when pg_catalog.clock_timestamp() > pg_catalog.now() + '{turn} ms'; \
+                 if pg_catalog.clock_timestamp() > pg_catalog.now() + '{turn} ms' then return; end if; \
                  perform pg_catalog.pg_sleep(0.02); \
-                 end loop;",
+                 end loop; \
+                 perform pg_catalog.set_config('pglock.slot', slot::text, true); \
+                 perform pg_catalog.pg_advisory_unlock({door});",
                 slots = self.slots,
-                settle = settle_sql(&self.key_sql(connection, "slot")),
                 call = self.call(connection, &try_lock, "slot"),
             );
             let slot = "(select pg_catalog.current_setting('pglock.slot', true)::int as slot \
                         where pg_catalog.current_setting('pglock.slot', true) <> '') s";
-            (wait, self.any_slot(connection, Hold::Session, slot))
+            let attempt = self.any_slot(connection, Hold::Session, slot);
+            (self.key_sql(connection, "slot"), enter, wait, attempt)
         };
+        // The look for who has released the lock is made once before, so that it is quick when it counts: the
+        // session of whoever has is soon gone.
         let block = connection.quote(&format!(
-            "begin {wait} exception when lock_not_available then end"
+            "declare slot int := 1; released bool; begin \
+             begin {enter} exception when lock_not_available then return; end; \
+             perform pg_catalog.set_config('pglock.first', 'yes', true); \
+             begin \
+             for look in 1..2 loop \
+             if look = 2 then {wait} perform pg_catalog.pg_stat_clear_snapshot(); end if; \
+             released := exists (select from pg_catalog.pg_stat_get_activity(null) \
+             where application_name = pg_catalog.concat('{RELEASED}', {key})); \
+             end loop; \
+             if not released then perform pg_catalog.pg_sleep({SETTLE}); end if; \
+             exception when lock_not_available then end; end"
         ));
         let ward = guards(connection, Hold::Session, Caution::None, self.settings.ttl);
         sql(format!(
@@ -244,10 +275,32 @@ impl Claim {
         ))
     }
 
+    /// The statements that a waiter begins its turn of so many milliseconds with: one who wants the exclusive
+    /// lock takes the gate and keeps it from turn to turn, one who would share waits until it is free.
+    fn enter_gate(&self, connection: &Connection, turn: u32, first: bool) -> String {
+        let gate = self.beside(connection, GATE);
+        let (suffix, leave) = match self.shared {
+            true => (
+                "",
+                format!(" perform pg_catalog.pg_advisory_unlock({gate});"),
+            ),
+            false if first => return String::new(),
+            false => ("_shared", String::new()),
+        };
+        format!(
+            "if not pg_catalog.pg_try_advisory_lock{suffix}({gate}) then \
+             perform pg_catalog.pg_advisory_lock{suffix}({gate}); \
+             perform pg_catalog.set_config('lock_timeout', greatest(1, {turn} - extract(epoch \
+             from pg_catalog.clock_timestamp() - pg_catalog.now()) * 1000)::int::text, false); \
+             end if;{leave}"
+        )
+    }
+
     /// Asks how much of its first ttl is left to the server, in seconds, and whether this is the first start
     /// of a new cluster: then nobody can have held a lock before it. At a first start the statistics are those
     /// of initdb, before the start, and know of no checkpoint; a clean stop counts one, and after any other
-    /// the statistics begin anew, after the start. Before version 15 they do not tell.
+    /// the statistics begin anew, after the start. Before version 15 they do not tell. And whether a holder has
+    /// its lock again, so that who does not wait for the lock need not wait here; with slots it may not be the last.
     pub fn age_sql(&self, connection: &Connection) -> CString {
         let ttl = self.settings.ttl.unwrap_or_default().as_secs();
         let lost = LOST.join(", ");
@@ -265,8 +318,23 @@ impl Claim {
             ]),
             170_000.. => first(["checkpointer_num_timed", "checkpointer_num_requested"]),
         };
+        let is_held = if self.slots == 1 {
+            let mode = if self.shared {
+                "and mode = 'ExclusiveLock'"
+            } else {
+                ""
+            };
+            format!(
+                "exists (select from pg_catalog.pg_lock_status() where locktype = 'advisory' and granted {mode} \
+                 and {} and {OWN_DATABASE})",
+                self.condition(connection)
+            )
+        } else {
+            "false".to_owned()
+        };
         sql(format!(
-            "select {ttl} - extract(epoch from pg_catalog.clock_timestamp() - greatest({lost})), {is_first}"
+            "select {ttl} - extract(epoch from pg_catalog.clock_timestamp() - greatest({lost})), {is_first}, \
+             {is_held}"
         ))
     }
 
@@ -289,39 +357,61 @@ impl Claim {
 
     /// The condition that a row of the lock table is about this lock, any of its slots or its door.
     pub fn condition(&self, connection: &Connection) -> String {
+        let slots = self.slots;
         match &self.name {
             Name::Id(id) => {
                 let one = Key::One((*id).into()).condition();
-                let slots = match self.slots {
+                let slots = match slots {
                     1 => String::new(),
                     slots => format!(
-                        " or (classid = {id} and objid::bigint between 0 and {slots} and objsubid = 2)"
+                        " or (classid = {id} and objid::bigint between {DOOR} and {slots} and objsubid = 2)"
                     ),
                 };
                 format!("(({one}){slots})")
             }
             Name::Text(text) => {
                 let text = connection.quote(text);
-                let from = if self.slots == 1 { 0 } else { -1 };
+                let door = match slots {
+                    1 => String::new(),
+                    _ => format!(" or ({})", self.is_beside(connection, DOOR)),
+                };
                 format!(
-                    "(objsubid = 1 and {BIGINT} in (select pg_catalog.hashtextextended({text}, slot) \
-                     from pg_catalog.generate_series({from}, {}) slot))",
-                    self.slots - 1
+                    "((objsubid = 1 and {BIGINT} in (select pg_catalog.hashtextextended({text}, slot) \
+                     from pg_catalog.generate_series(0, {}) slot)){door})",
+                    slots - 1
                 )
             }
         }
     }
 
-    /// The condition that a row of the lock table is about the door; `None` where there is none.
-    pub fn door_condition(&self, connection: &Connection) -> Option<String> {
+    /// The arguments of the key beside the lock with this second number.
+    fn beside(&self, connection: &Connection, second: i32) -> String {
         match &self.name {
-            _ if self.slots == 1 => None,
-            Name::Id(id) => Some(Key::Two(*id as i32, 0).condition()),
-            Name::Text(_) => Some(format!(
-                "objsubid = 1 and {BIGINT} = {}",
-                self.door(connection)
-            )),
+            Name::Id(id) => Key::Two(*id as i32, second).to_string(),
+            Name::Text(_) => {
+                let hash = self.hash(connection, "1");
+                format!("({hash} >> 32)::int, {second}")
+            }
         }
+    }
+
+    /// The condition that a row of the lock table is about that key.
+    fn is_beside(&self, connection: &Connection, second: i32) -> String {
+        let class = match &self.name {
+            Name::Id(id) => id.to_string(),
+            Name::Text(_) => format!("{} >> 32 & 4294967295", self.hash(connection, "1")),
+        };
+        let object = second as u32;
+        format!("objsubid = 2 and objid = {object} and classid::bigint = {class}")
+    }
+
+    /// Whether somebody waits for the exclusive lock, and so holds the gate.
+    fn gate_is_held(&self, connection: &Connection) -> String {
+        format!(
+            "exists (select from pg_catalog.pg_lock_status() where locktype = 'advisory' and granted \
+             and mode = 'ShareLock' and {} and {OWN_DATABASE})",
+            self.is_beside(connection, GATE)
+        )
     }
 
     /// `pg_try_advisory_xact_lock_shared`, say.
@@ -367,14 +457,6 @@ impl Claim {
         }
     }
 
-    /// The arguments of the lock that those who wait for a slot queue at.
-    fn door(&self, connection: &Connection) -> String {
-        match &self.name {
-            Name::Id(id) => Key::Two(*id as i32, 0).to_string(),
-            Name::Text(_) => self.hash(connection, "0"),
-        }
-    }
-
     /// The last branches of the verdict for a lock of one slot; `taken` is what takes it, if it is not
     /// taken yet.
     fn one_slot(&self, connection: &Connection, hold: Hold, taken: Option<&str>) -> String {
@@ -384,12 +466,12 @@ impl Claim {
             Name::Text(_) => format!("objsubid = 1 and {BIGINT} = {key}"),
         };
         let (busy, missing) = match taken {
-            Some(taken) => (format!("when not {taken} then 'busy' "), "missing"),
+            Some(taken) => (format!("when not {taken} then 'busy' "), "'missing'"),
             // The turn in the queue ended without the lock.
-            None => (String::new(), "busy"),
+            None => (String::new(), FIRST_OR_BUSY),
         };
         format!(
-            "{busy}when {} then {} else '{missing}'",
+            "{busy}when {} then {} else {missing}",
             self.proof(&condition),
             self.held(&key, hold)
         )
@@ -408,8 +490,7 @@ impl Claim {
             Name::Text(_) => format!("objsubid = 1 and {BIGINT} = {key}"),
         };
         format!(
-            "else coalesce((select case when {} then {} else 'missing' end from {slot}), \
-             case pg_catalog.current_setting('pglock.first', true) when 'yes' then 'first' else 'busy' end)",
+            "else coalesce((select case when {} then {} else 'missing' end from {slot}), {FIRST_OR_BUSY})",
             self.proof(&condition),
             self.held(&key, hold)
         )
@@ -441,6 +522,14 @@ impl Claim {
 
 /// The key of a row of the lock table in the space of one bigint.
 const BIGINT: &str = "(classid::bigint << 32 | objid::bigint)";
+
+/// The condition that a row of the lock table is about a lock of the database that pglock is connected to.
+pub const OWN_DATABASE: &str = "database = \
+     (select oid from pg_catalog.pg_database where datname = pg_catalog.current_database())";
+
+/// The word for a lock that was not obtained.
+const FIRST_OR_BUSY: &str =
+    "case pg_catalog.current_setting('pglock.first', true) when 'yes' then 'first' else 'busy' end";
 
 /// See [`Claim::token_sql`].
 const TOKEN: &str = "pg_catalog.concat(pg_catalog.txid_current(), \
@@ -498,7 +587,8 @@ impl Lock {
         ))
     }
 
-    /// Gives the lock up, and says so to those who wait before it does.
+    /// Gives the lock up, and says so to those who wait before it does. Where somebody waits the session stays
+    /// a moment longer, to be seen.
     pub fn release_sql(&self) -> CString {
         let local = self.hold == Hold::Transaction;
         let say = format!(
@@ -507,7 +597,11 @@ impl Lock {
         );
         sql(match self.hold {
             Hold::Session => format!(
-                "{say}; select pg_catalog.pg_advisory_unlock{}({})",
+                "{say}; select released, case when waited then pg_catalog.pg_sleep(0.01) end from \
+                 (select exists (select from pg_catalog.pg_lock_status() where locktype = 'advisory' \
+                 and not granted and {}) waited, \
+                 pg_catalog.pg_advisory_unlock{}({}) released offset 0) gone",
+                self.key.condition(),
                 self.suffix(),
                 self.key
             ),
@@ -539,15 +633,6 @@ impl Lock {
 
 /// What the session of a holder is called that has given its lock up: this and the key.
 const RELEASED: &str = "pglock released ";
-
-/// The statement of a waiter that has got the lock of this key, see [`SETTLE`].
-fn settle_sql(key: &str) -> String {
-    format!(
-        "if not exists (select from pg_catalog.pg_stat_get_activity(null) \
-         where application_name = pg_catalog.concat('{RELEASED}', {key})) \
-         then perform pg_catalog.pg_sleep({SETTLE}); end if;"
-    )
-}
 
 /// Opens the transaction that a lock behind a pooler is bound to. A stronger isolation, which a role may
 /// have as its default, would keep a snapshot, and so hold back vacuum and `CREATE INDEX CONCURRENTLY`.
@@ -634,6 +719,11 @@ pub fn age_with_verdict(outcomes: &[Outcome]) -> Option<Duration> {
 /// From the answer to [`lost_sql`].
 pub fn age(outcomes: &[Outcome]) -> Option<Duration> {
     seconds(outcomes.last()?.field(0)?)
+}
+
+/// From the answer to [`Claim::age_sql`]: whether somebody holds the lock.
+pub fn is_held(outcomes: &[Outcome]) -> bool {
+    outcomes.last().and_then(|answer| answer.field(2)) == Some("t")
 }
 
 /// From the answer to [`Claim::age_sql`]: for how long to hold off.

@@ -5,7 +5,7 @@
 use std::ffi::CString;
 
 use crate::label;
-use crate::lock::Claim;
+use crate::lock::{Claim, OWN_DATABASE};
 use crate::pq::{Connection, Outcome};
 use crate::sys;
 
@@ -18,14 +18,15 @@ const HEAD: [&str; 10] = [
 /// database.
 pub fn sql(connection: &Connection, claim: Option<&Claim>) -> CString {
     let condition = claim.map_or("true".to_owned(), |claim| claim.condition(connection));
-    let is_door = match claim {
-        Some(claim) => claim
-            .door_condition(connection)
-            .unwrap_or("false".to_owned()),
-        None => "objid = 0 and objsubid = 2 and application_name like 'pglock %'".to_owned(),
-    };
+    let at_door = format!(
+        "objsubid = 2 and objid = 0 and {}",
+        match claim {
+            Some(_) => "true",
+            None => IS_LABEL,
+        }
+    );
     let text = format!(
-        "select case when granted and not ({is_door}) \
+        "select case when granted and not ({at_door}) \
          then 'holder' else 'waiter' end state, \
          case mode when 'ShareLock' then 'shared' else 'exclusive' end, \
          case objsubid when 1 then (classid::bigint << 32 | objid::bigint)::text \
@@ -33,12 +34,16 @@ pub fn sql(connection: &Connection, claim: Option<&Claim>) -> CString {
          application_name, client_addr, usename, datname, locks.pid \
          from pg_catalog.pg_locks locks \
          left join pg_catalog.pg_stat_activity activity on activity.pid = locks.pid \
-         where locktype = 'advisory' and {condition} and database = \
-         (select oid from pg_catalog.pg_database where datname = pg_catalog.current_database()) \
+         where locktype = 'advisory' and {condition} \
+         and not (objsubid = 2 and objid = 4294967295 and {IS_LABEL}) and {OWN_DATABASE} \
          order by lock, state, locks.pid"
     );
     CString::new(text).unwrap_or_default()
 }
+
+/// Whether the session is one of pglock's: then it waits at the door of some slots, `(N, 0)`, or for an
+/// exclusive lock whose gate, `(N, -1)`, it has; see `lock.rs`.
+const IS_LABEL: &str = "coalesce(application_name like 'pglock %', false)";
 
 /// One line of the table.
 struct Row([String; HEAD.len()]);

@@ -445,6 +445,16 @@ fn survives(restart: Restart) {
         other.wait_for_line("in which an earlier holder may take its lock again");
     }
     hasty.wait().assert_status(77).assert_stdout("");
+    // One who does not wait need not wait for that either: the lock is held.
+    let skipped = Instant::now();
+    Pglock::on(&server)
+        .flags(LONG)
+        .flags(["--conflict-exit-code", "77"])
+        .sh("echo mine")
+        .run()
+        .assert_status(77)
+        .assert_stdout("");
+    assert!(skipped < struck + LONG_TTL, "it came too late to tell");
     assert_eq!(server.holders(1), after);
     let output = run.finish();
     output.assert_status(7);

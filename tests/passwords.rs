@@ -220,3 +220,26 @@ fn a_password_in_a_good_connection_string_is_not_shown_when_connecting_fails() {
             .assert_nowhere("hunter2");
     }
 }
+
+#[test]
+fn a_password_that_went_astray_is_not_shown() {
+    for (name, value) in [
+        ("PGLOCK_PASSWORD", "hunter2"),
+        ("PGLOCK_DSN", "postgresql://u:hunter2@h/db"),
+        ("PGLOCK_HOST", "postgresql://u:hunter2@h/db"),
+        ("PGLOCK_PORT", "postgresql://u:hunter2@h/db"),
+    ] {
+        let output = Pglock::new().env(name, value).command(["true"]).run();
+        output.assert_refused(&[name]).assert_nowhere("hunter2");
+    }
+}
+
+#[test]
+fn without_a_password_the_message_says_where_it_goes() {
+    let server = server();
+    Pglock::at(server.port())
+        .env("PGLOCK_USER", "keeper")
+        .command(["true"])
+        .run()
+        .assert_failed(&["no password supplied", "PGLOCK_PASS"]);
+}
