@@ -582,10 +582,20 @@ impl<'a> Attempt<'a> {
             let outcomes = self.exchange(&mut other, &Claim::token_sql(), Duration::ZERO, false)?;
             lock::token(&outcomes).ok_or_else(|| failed("the server gave no fencing token").into())
         });
-        if taken.is_err() {
+        taken.map_err(|failure| {
             drive::release(session, lock, self.signals);
-        }
-        taken
+            match failure {
+                Failure::Host(trouble) => Failure::Host(Trouble {
+                    message: format!(
+                        "no fencing token: behind a pooler that takes a second connection for a moment, beside the \
+                         one that holds the lock: {}",
+                        trouble.message
+                    ),
+                    ..trouble
+                }),
+                stop => stop,
+            }
+        })
     }
 
     /// Under `--verbose`: how the lock is held.

@@ -378,6 +378,22 @@ fn a_fenced_holder_behind_a_pooler_holds_nothing_back() {
 }
 
 #[test]
+fn a_pool_without_room_for_the_token_is_said_to_be_too_small() {
+    let server = Server::new();
+    let pooler = Pgbouncer::new(&server, "transaction", 1, &[]);
+    let marker = Marker::new();
+    pooler
+        .pglock()
+        .flags(["--fence", "--connect-timeout", "1"])
+        .command(marker.command())
+        .run()
+        .assert_failed(&["no fencing token", "a second connection"]);
+    assert!(!marker.exists());
+    // The lock did not stay behind.
+    pooler.pglock().command(["true"]).run().assert_status(0);
+}
+
+#[test]
 fn a_pooler_in_statement_mode_is_refused() {
     let server = Server::new();
     let pooler = Pgbouncer::new(&server, "statement", 5, &[]);
