@@ -432,7 +432,7 @@ impl<'a> Attempt<'a> {
     ) -> Result<(Duration, Verdict), Failure> {
         let sent = sys::now();
         let outcomes = self.call(session, sql, turn)?;
-        Ok((sent, lock::verdict(&outcomes)))
+        Ok((sent, lock::verdict(&outcomes, self.claim.shared)))
     }
 
     /// Sends a query that has to do with the lock, and waits for its answer.
@@ -516,7 +516,7 @@ impl<'a> Attempt<'a> {
         if self.hold == Hold::Transaction {
             // A pooler closes the server's connection too if its client leaves in a transaction.
             drive::last_word(session, c"rollback", self.signals);
-        } else if let Verdict::Held(key, _) = lock::verdict(&outcomes) {
+        } else if let Verdict::Held(key, _) = lock::verdict(&outcomes, self.claim.shared) {
             // Granted before the cancel came.
             drive::release(session, self.claim.lock(key, self.hold), self.signals);
         }

@@ -1,9 +1,11 @@
 //! The lock itself: the SQL that takes, proves and gives it up, and what the answers mean.
 //!
-//! One simple query of several statements is one round trip. The first statement makes the session's
-//! settings, since one that is made in the same statement as the lock is taken would come too late for
-//! it; the last tells how it went. Functions are named in full, so that no `search_path` puts others in
-//! their place.
+//! One simple query of several statements is one round trip. Where a statement waits, another before it makes
+//! the session's settings, since one that is made in the same statement would come too late for it. The last
+//! but one tells how it went, and the last brings what the lock table has of this session: the proof, looked
+//! at here. To a backend that has just been started everything that it looks up for the first time is
+//! expensive: so functions stand where operators could, and what can be compared here is.
+//! Functions are named in full, so that no `search_path` puts others in their place.
 //!
 //! The keys: lock N is `pg_advisory_lock(N)`, the lock of a name `hashtextextended(name, 0)`. Of several
 //! slots the first is the lock itself. Slot i > 1 of lock N is `pg_advisory_lock(N, i)`, that of a name
@@ -99,12 +101,17 @@ impl Key {
         })
     }
 
+    /// The columns `classid`, `objid` and `objsubid` of its row in the lock table.
+    fn columns(self) -> (u32, u32, u32) {
+        match self {
+            Self::One(key) => ((key as u64 >> 32) as u32, key as u32, 1),
+            Self::Two(first, second) => (first as u32, second as u32, 2),
+        }
+    }
+
     /// The condition that a row of the lock table is about this key.
     fn condition(self) -> String {
-        let (class, object, space) = match self {
-            Self::One(key) => (key as u64 >> 32, key as u64 & 0xffff_ffff, 1),
-            Self::Two(first, second) => ((first as u32).into(), (second as u32).into(), 2),
-        };
+        let (class, object, space) = self.columns();
         format!("classid = {class} and objid = {object} and objsubid = {space}")
     }
 }
@@ -178,7 +185,10 @@ impl Claim {
             } else {
                 String::new()
             };
-            self.one_slot(connection, hold, Some(&format!("({gate}{call}{settle})")))
+            format!(
+                "when not ({gate}{call}{settle}) then 'busy' else {}",
+                self.held(&self.key_sql(connection, "1"), hold)
+            )
         } else {
             let door = self.beside(connection, DOOR);
             let gate = if waits && hold == Hold::Session {
@@ -197,11 +207,11 @@ impl Claim {
                 ),
             )
         };
-        let ward = guards(connection, hold, caution, self.settings.ttl);
         sql(format!(
-            "{}{}; select {ward}{attempt} end",
+            "{}select {}when {} then '' {attempt} end; {PROOF}",
             begin(hold),
-            self.settings.sql(connection, hold, 0)
+            guards(connection, hold, caution, self.settings.ttl),
+            self.settings.condition(connection, hold, 0),
         ))
     }
 
@@ -214,7 +224,7 @@ impl Claim {
     pub fn wait_sql(&self, connection: &Connection, milliseconds: u32, first: bool) -> CString {
         let turn = milliseconds.clamp(1, TURN);
         let lock = self.function("advisory", Hold::Session);
-        let (key, enter, wait, attempt) = if self.slots == 1 {
+        let (enter, wait) = if self.slots == 1 {
             let wait = format!("perform {};", self.call(connection, &lock, "1"));
             let leave = if self.shared {
                 String::new()
@@ -222,10 +232,10 @@ impl Claim {
                 let gate = self.beside(connection, GATE);
                 format!("perform pg_catalog.pg_advisory_unlock_shared({gate});")
             };
-            let enter = self.enter_gate(connection, turn, first);
-            let attempt = self.one_slot(connection, Hold::Session, None);
-            let key = self.key_sql(connection, "1");
-            (key, enter, format!("{wait} {leave}"), attempt)
+            (
+                self.enter_gate(connection, turn, first),
+                format!("{wait} {leave}"),
+            )
         } else {
             let door = self.beside(connection, DOOR);
             let enter = if first {
@@ -243,16 +253,13 @@ impl Claim {
                  if pg_catalog.clock_timestamp() > pg_catalog.now() + '{turn} ms' then return; end if; \
                  perform pg_catalog.pg_sleep(0.02); \
                  end loop; \
-                 perform pg_catalog.set_config('pglock.slot', slot::text, true); \
                  perform pg_catalog.pg_advisory_unlock({door});",
                 slots = self.slots,
                 call = self.call(connection, &try_lock, "slot"),
             );
-            let slot = "(select pg_catalog.current_setting('pglock.slot', true)::int as slot \
-                        where pg_catalog.current_setting('pglock.slot', true) <> '') s";
-            let attempt = self.any_slot(connection, Hold::Session, slot);
-            (self.key_sql(connection, "slot"), enter, wait, attempt)
+            (enter, wait)
         };
+        let key = self.key_sql(connection, "slot");
         // The look for who has released the lock is made once before, so that it is quick when it counts: the
         // session of whoever has is soon gone.
         let block = connection.quote(&format!(
@@ -261,17 +268,21 @@ impl Claim {
              perform pg_catalog.set_config('pglock.first', 'yes', true); \
              begin \
              for look in 1..2 loop \
-             if look = 2 then {wait} perform pg_catalog.pg_stat_clear_snapshot(); end if; \
+             if look = 2 then {wait} perform pg_catalog.set_config('pglock.slot', slot::text, true); \
+             perform pg_catalog.pg_stat_clear_snapshot(); end if; \
              released := exists (select from pg_catalog.pg_stat_get_activity(null) \
              where application_name = pg_catalog.concat('{RELEASED}', {key})); \
              end loop; \
              if not released then perform pg_catalog.pg_sleep({SETTLE}); end if; \
              exception when lock_not_available then end; end"
         ));
-        let ward = guards(connection, Hold::Session, Caution::None, self.settings.ttl);
+        let slot = "(select pg_catalog.current_setting('pglock.slot', true)::int as slot \
+                    where pg_catalog.current_setting('pglock.slot', true) <> '') s";
         sql(format!(
-            "{}; do {block}; select {ward}{attempt} end",
-            self.settings.sql(connection, Hold::Session, turn)
+            "{}; do {block}; select {}{} end; {PROOF}",
+            self.settings.sql(connection, Hold::Session, turn),
+            guards(connection, Hold::Session, Caution::None, self.settings.ttl),
+            self.any_slot(connection, Hold::Session, slot)
         ))
     }
 
@@ -457,55 +468,14 @@ impl Claim {
         }
     }
 
-    /// The last branches of the verdict for a lock of one slot; `taken` is what takes it, if it is not
-    /// taken yet.
-    fn one_slot(&self, connection: &Connection, hold: Hold, taken: Option<&str>) -> String {
-        let key = self.key_sql(connection, "1");
-        let condition = match &self.name {
-            Name::Id(id) => Key::One((*id).into()).condition(),
-            Name::Text(_) => format!("objsubid = 1 and {BIGINT} = {key}"),
-        };
-        let (busy, missing) = match taken {
-            Some(taken) => (format!("when not {taken} then 'busy' "), "'missing'"),
-            // The turn in the queue ended without the lock.
-            None => (String::new(), FIRST_OR_BUSY),
-        };
-        format!(
-            "{busy}when {} then {} else {missing}",
-            self.proof(&condition),
-            self.held(&key, hold)
-        )
-    }
-
-    /// The last branch of the verdict for a lock of several; `slot` is a table of the slot that was
-    /// taken, empty where none was.
+    /// The last branch of the verdict for a lock of which a slot may have been taken; `slot` is a table of that
+    /// slot, empty where none was.
     fn any_slot(&self, connection: &Connection, hold: Hold, slot: &str) -> String {
         let key = self.key_sql(connection, "slot");
-        let condition = match &self.name {
-            Name::Id(id) => format!(
-                "case slot when 1 then {} else classid = {id} and objid::bigint = slot \
-                 and objsubid = 2 end",
-                Key::One((*id).into()).condition()
-            ),
-            Name::Text(_) => format!("objsubid = 1 and {BIGINT} = {key}"),
-        };
         format!(
-            "else coalesce((select case when {} then {} else 'missing' end from {slot}), {FIRST_OR_BUSY})",
-            self.proof(&condition),
+            "else coalesce((select {} from {slot}), case pg_catalog.current_setting('pglock.first', true) \
+             when 'yes' then 'first' else 'busy' end)",
             self.held(&key, hold)
-        )
-    }
-
-    /// Whether the lock table has such a row under the own backend.
-    fn proof(&self, condition: &str) -> String {
-        let mode = if self.shared {
-            "ShareLock"
-        } else {
-            "ExclusiveLock"
-        };
-        format!(
-            "exists (select from pg_catalog.pg_lock_status() where locktype = 'advisory' \
-             and pid = pg_catalog.pg_backend_pid() and granted and mode = '{mode}' and {condition})"
         )
     }
 
@@ -527,9 +497,25 @@ const BIGINT: &str = "(classid::bigint << 32 | objid::bigint)";
 pub const OWN_DATABASE: &str = "database = \
      (select oid from pg_catalog.pg_database where datname = pg_catalog.current_database())";
 
-/// The word for a lock that was not obtained.
-const FIRST_OR_BUSY: &str =
-    "case pg_catalog.current_setting('pglock.first', true) when 'yes' then 'first' else 'busy' end";
+/// Asks for what the server's lock table has of the session that asks.
+const PROOF: &str = "select locktype, classid, objid, objsubid, mode, granted from pg_catalog.pg_lock_status() \
+     where pg_catalog.int4eq(pid, pg_catalog.pg_backend_pid())";
+
+/// Whether the answer to [`PROOF`] has this key, shared or not.
+fn is_proven(proof: &Outcome, key: Key, shared: bool) -> bool {
+    let (class, object, space) = key.columns();
+    let mode = if shared { "ShareLock" } else { "ExclusiveLock" };
+    let expected = [
+        "advisory",
+        &class.to_string(),
+        &object.to_string(),
+        &space.to_string(),
+        mode,
+        "t",
+    ]
+    .map(|field| Some(field.to_owned()));
+    matches!(proof, Outcome::Done { rows } if rows.iter().any(|row| *row == expected))
+}
 
 /// See [`Claim::token_sql`].
 const TOKEN: &str = "pg_catalog.concat(pg_catalog.txid_current(), \
@@ -609,23 +595,19 @@ impl Lock {
         })
     }
 
+    /// What the answer to [`retake_sql`](Self::retake_sql) or [`check_sql`](Self::check_sql) means.
+    pub fn verdict(&self, outcomes: &[Outcome]) -> Verdict {
+        verdict(outcomes, self.shared)
+    }
+
     fn suffix(&self) -> &'static str {
         if self.shared { "_shared" } else { "" }
     }
 
     fn verdict_sql(&self, connection: &Connection, taken: &str) -> String {
-        let mode = if self.shared {
-            "ShareLock"
-        } else {
-            "ExclusiveLock"
-        };
         format!(
-            "select {}when not {taken} then 'busy' \
-             when exists (select from pg_catalog.pg_lock_status() where locktype = 'advisory' \
-             and pid = pg_catalog.pg_backend_pid() and granted and mode = '{mode}' and {}) \
-             then 'held {}' else 'missing' end",
+            "select {}when {taken} then 'held {}' else 'busy' end; {PROOF}",
             guards(connection, self.hold, Caution::None, self.settings.ttl),
-            self.key.condition(),
             self.key
         )
     }
@@ -647,25 +629,29 @@ fn begin(hold: Hold) -> &'static str {
 fn guards(connection: &Connection, hold: Hold, caution: Caution, ttl: Option<Duration>) -> String {
     let pid = connection.backend_pid();
     let pooled = match hold {
-        Hold::Session => format!("when pg_catalog.pg_backend_pid() <> {pid} then 'pooled' "),
+        Hold::Session => {
+            format!("when pg_catalog.int4ne(pg_catalog.pg_backend_pid(), {pid}) then 'pooled' ")
+        }
         Hold::Transaction => String::new(),
     };
     let young = match (caution, ttl) {
         (Caution::HoldOff, Some(ttl)) => {
-            let since = format!(
-                "pg_catalog.clock_timestamp() - '{} s'::pg_catalog.interval",
-                ttl.as_secs()
-            );
-            let [start, reset] = LOST;
-            format!("when {start} > {since} or {reset} > {since} then 'young' ")
+            let lost = LOST.map(|moment| {
+                format!(
+                    "pg_catalog.timestamptz_gt({moment}, \
+                     pg_catalog.timestamptz_mi_interval(pg_catalog.clock_timestamp(), '{} s'))",
+                    ttl.as_secs()
+                )
+            });
+            format!("when {} then 'young' ", lost.join(" or "))
         }
         _ => String::new(),
     };
     format!("case {pooled}when pg_catalog.pg_is_in_recovery() then 'standby' {young}")
 }
 
-/// What the answer to an attempt means.
-pub fn verdict(outcomes: &[Outcome]) -> Verdict {
+/// What the answer to an attempt at a lock, `shared` or not, means.
+pub fn verdict(outcomes: &[Outcome], shared: bool) -> Verdict {
     let refused = |message: &str| {
         Verdict::Refused(Error {
             message: message.to_owned(),
@@ -673,10 +659,10 @@ pub fn verdict(outcomes: &[Outcome]) -> Verdict {
             ..Error::default()
         })
     };
-    let word = match outcomes.last() {
-        Some(Outcome::Failed(error)) => return Verdict::Refused(error.clone()),
-        Some(outcome) => outcome.field(0).unwrap_or_default(),
-        None => "",
+    let (word, proof) = match outcomes {
+        [.., Outcome::Failed(error)] => return Verdict::Refused(error.clone()),
+        [.., word, proof] => (word.field(0).unwrap_or_default(), proof),
+        _ => return refused("the server gave no answer to the lock call"),
     };
     match word {
         "busy" => Verdict::Busy,
@@ -684,17 +670,19 @@ pub fn verdict(outcomes: &[Outcome]) -> Verdict {
         "young" => Verdict::Young,
         "pooled" => Verdict::Pooled,
         "standby" => Verdict::Standby,
-        "missing" => refused(
-            "the server says that it granted the lock, but its lock table does not show it: its advisory \
-             locks do not exclude anybody",
-        ),
         word => {
             let mut parts = word.split(' ');
             let held = parts.next() == Some("held");
             let key = parts.next().and_then(Key::parse);
             let token = parts.next().map(str::parse).transpose();
             match (held, key, token) {
-                (true, Some(key), Ok(token)) => Verdict::Held(key, token),
+                (true, Some(key), Ok(token)) if is_proven(proof, key, shared) => {
+                    Verdict::Held(key, token)
+                }
+                (true, Some(_), Ok(_)) => refused(
+                    "the server says that it granted the lock, but its lock table does not show it: its \
+                     advisory locks do not exclude anybody",
+                ),
                 _ => refused("the server answered the lock call with something else"),
             }
         }
@@ -707,10 +695,10 @@ pub fn lost_sql() -> String {
     format!("select extract(epoch from pg_catalog.clock_timestamp() - greatest({lost}))")
 }
 
-/// From the answer to [`Lock::retake_sql`], where it is the last question but one: how long ago the server
-/// lost all its sessions.
+/// From the answer to [`Lock::retake_sql`], where it stands before the verdict: how long ago the server lost
+/// all its sessions.
 pub fn age_with_verdict(outcomes: &[Outcome]) -> Option<Duration> {
-    let [.., age, _verdict] = outcomes else {
+    let [.., age, _verdict, _proof] = outcomes else {
         return None;
     };
     seconds(age.field(0)?)

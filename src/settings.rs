@@ -82,21 +82,28 @@ impl Settings {
     /// for the transaction. A statement that waits for a lock gives up after `lock_timeout` milliseconds, 0
     /// being without limit.
     pub fn sql(self, connection: &Connection, hold: Hold, lock_timeout: u32) -> String {
+        let made = self.condition(connection, hold, lock_timeout);
+        match hold {
+            Hold::Session => {
+                let pid = connection.backend_pid();
+                format!("select case when pg_catalog.pg_backend_pid() = {pid} then {made} end")
+            }
+            Hold::Transaction => format!("select {made}"),
+        }
+    }
+
+    /// A condition that is never true, but makes the settings when it is looked at.
+    pub fn condition(self, connection: &Connection, hold: Hold, lock_timeout: u32) -> String {
         let local = hold == Hold::Transaction;
         let calls: Vec<String> = self
             .values(connection.server_version(), hold)
             .into_iter()
             .chain([("lock_timeout", lock_timeout.into())])
-            .map(|(name, value)| format!("pg_catalog.set_config('{name}', '{value}', {local})"))
+            .map(|(name, value)| {
+                format!("pg_catalog.set_config('{name}', '{value}', {local}) is null")
+            })
             .collect();
-        let calls = format!("pg_catalog.concat({})", calls.join(", "));
-        match hold {
-            Hold::Session => {
-                let pid = connection.backend_pid();
-                format!("select case when pg_catalog.pg_backend_pid() = {pid} then {calls} end")
-            }
-            Hold::Transaction => format!("select {calls}"),
-        }
+        calls.join(" or ")
     }
 
     /// What to set, with its value.

@@ -636,7 +636,7 @@ impl Supervisor<'_> {
                 let restarted = lease.and_then(|lease| lease.was_restarted(age, sent, sys::now()));
                 self.keep_retaken(sent, restarted == Some(true));
             }
-            Question::Check => match lock::verdict(outcomes) {
+            Question::Check => match self.lock.verdict(outcomes) {
                 Verdict::Held(..) => {
                     self.renew(sent);
                     if let Some(guardian) = &self.guardian {
@@ -667,7 +667,7 @@ impl Supervisor<'_> {
             self.link = Link::Down(sys::now() + RETRY);
             return;
         };
-        match lock::verdict(outcomes) {
+        match self.lock.verdict(outcomes) {
             Verdict::Held(..) => match lease.was_restarted(age, sent, sys::now()) {
                 Some(restarted) => self.keep_retaken(sent, restarted),
                 // A pooler kept the question until the server was back.
