@@ -865,3 +865,37 @@ fn all_other_pairs_of_flags_work_on_a_taken_lock() {
         }
     });
 }
+
+#[test]
+fn a_holder_behind_a_pooler_is_told_from_the_outside_and_through_the_pooler() {
+    let server = Server::new();
+    server.psql("create role ordinary login");
+    for mode in ["transaction", "session"] {
+        let pooler = pgbouncer::Pgbouncer::new(&server, mode, 5, &[]);
+        let holder = pooler.pglock().hold();
+        let direct = Pglock::on(&server)
+            .env("PGLOCK_USER", "ordinary")
+            .flags(["--status", "--lockid", "1"]);
+        let pooled = pooler.pglock().flags(["--status", "--lockid", "1"]);
+        for asked in [direct, pooled] {
+            let (free, rows) = read(&asked.run());
+            assert!(!free && rows.len() == 1, "{mode}: {rows:?}");
+            let pid = holder.pid().to_string();
+            assert_eq!(
+                rows[0].all(&["STATE", "MODE", "LOCK", "HOST", "PID", "USER", "DATABASE"]),
+                [
+                    "holder",
+                    "exclusive",
+                    "1",
+                    &host(),
+                    &pid,
+                    "postgres",
+                    "postgres"
+                ],
+                "{mode}"
+            );
+            assert!(rows[0].get("COMMAND").starts_with("sh -c"), "{rows:?}");
+        }
+        holder.finish().assert_status(0);
+    }
+}
