@@ -1,5 +1,7 @@
 //! When anything is wrong before the lock is held, the command does not run: one clear line, status 125, in bounded time.
 
+use std::ffi::OsString;
+use std::process::Command;
 use std::time::Duration;
 
 use crate::support::*;
@@ -350,6 +352,46 @@ fn an_answer_to_the_lock_call_that_lacks_its_end() {
             });
         }
     });
+}
+
+#[test]
+fn a_connection_that_ends_with_the_answer_to_the_lock_call() {
+    let server = Server::new();
+    let (proxy, marker) = (Proxy::new(&server), Marker::new());
+    proxy.trap(When::Truncated(2, 0), What::Close);
+    Pglock::at(proxy.port())
+        .command(marker.command())
+        .run()
+        .assert_failed(&[]);
+    assert!(!marker.exists(), "the command ran");
+}
+
+#[test]
+fn a_connection_that_ends_just_before_the_command_is_executed() {
+    let server = Server::new();
+    let (proxy, marker) = (Proxy::new(&server), Marker::new());
+    // Forking takes so long that it can end meanwhile.
+    let slow = ["strace", "-f", "-qq", "-o", "/dev/null"];
+    let slow = [&slow[..], &["-e", "inject=clone:delay_enter=500000"]].concat();
+    let works = Command::new(slow[0]).args(&slow[1..]).arg("true").status();
+    if !works.is_ok_and(|status| status.success()) {
+        eprintln!("skipped: there is no strace, or it may not trace");
+        return;
+    }
+    let pglock = env!("CARGO_BIN_EXE_pglock");
+    let words = [slow, vec![pglock]].concat();
+    let words = words.into_iter().map(OsString::from);
+    let run = Pglock::at(proxy.port())
+        .without_pglock()
+        .command(words.chain(marker.command().iter().map(OsString::from)))
+        .spawn();
+    run.wait_for_line("Executing command");
+    proxy.strike(What::Close);
+    let output = run.wait();
+    output.assert_status(125);
+    let why = "the server ended the session before the command could start";
+    assert!(output.stderr().contains(why), "{}", output.report());
+    assert!(!marker.exists(), "the command ran");
 }
 
 #[test]
