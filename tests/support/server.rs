@@ -10,6 +10,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Mutex, MutexGuard, OnceLock};
+use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nix::fcntl::{Flock, FlockArg};
@@ -162,7 +163,10 @@ impl Builder {
                 server.port = free_port();
             }
             match server.try_start(self.tcp) {
-                Ok(()) => return server,
+                Ok(()) => {
+                    programs.let_grow_old();
+                    return server;
+                }
                 Err(log) if self.tcp && log.contains("could not bind") => (),
                 Err(log) => panic!("the server did not start:\n{log}"),
             }
@@ -508,6 +512,9 @@ pub fn psql() -> PathBuf {
     if own.exists() { own } else { "psql".into() }
 }
 
+/// How long a server must have run for a newcomer with the default lease not to hold off.
+const OLD: Duration = Duration::from_millis(15_100);
+
 /// The installation that we use, and the user whom the servers belong to.
 struct Programs {
     bin: PathBuf,
@@ -516,6 +523,18 @@ struct Programs {
 }
 
 impl Programs {
+    /// Before version 15 a server does not tell that it has just been made, and newcomers hold off until it is old.
+    fn let_grow_old(&self) {
+        let number = self.version.rsplit(") ").next().unwrap_or_default();
+        let major = number
+            .split('.')
+            .next()
+            .and_then(|major| major.parse().ok());
+        if major.is_some_and(|major: u32| major < 15) {
+            thread::sleep(OLD);
+        }
+    }
+
     fn get() -> &'static Programs {
         static PROGRAMS: OnceLock<Programs> = OnceLock::new();
         PROGRAMS.get_or_init(|| {
