@@ -359,10 +359,11 @@ fn a_connection_that_ends_with_the_answer_to_the_lock_call() {
     let server = Server::new();
     let (proxy, marker) = (Proxy::new(&server), Marker::new());
     proxy.trap(When::Truncated(2, 0), What::Close);
+    // The end may be noticed with the answer, or a moment later, when the lock has been taken.
     Pglock::at(proxy.port())
         .command(marker.command())
         .run()
-        .assert_failed(&[]);
+        .assert_status(125);
     assert!(!marker.exists(), "the command ran");
 }
 
