@@ -13,6 +13,9 @@ use crate::sys::{self, Signal, Signals};
 /// the connection.
 const LAST_WORD: Duration = Duration::from_secs(1);
 
+/// How long a session that has released a lock is there to be seen by whoever has waited for it.
+const LINGER: Duration = Duration::from_millis(10);
+
 /// What keeps a session from going on.
 #[derive(Debug)]
 pub enum Interrupt {
@@ -117,8 +120,13 @@ pub fn left(deadline: Option<Duration>) -> Option<Duration> {
 /// Gives a lock up and waits for the server's word that it is free. `false` where the server did not
 /// say so: then the lock goes when the server notices that the session has.
 pub fn release(session: &mut Session, lock: Lock, signals: &Signals) -> bool {
-    last_word(session, &lock.release_sql(), signals)
-        .is_some_and(|outcomes| lock::was_released(&outcomes))
+    let Some(outcomes) = last_word(session, &lock.release_sql(), signals) else {
+        return false;
+    };
+    if lock.is_waited_for(&outcomes) {
+        sys::pause(LINGER);
+    }
+    lock::was_released(&outcomes)
 }
 
 /// Asks something when all is over, and waits a moment for the answer. A signal does not hurry it: the

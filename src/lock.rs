@@ -503,18 +503,21 @@ const PROOF: &str = "select locktype, classid, objid, objsubid, mode, granted fr
 
 /// Whether the answer to [`PROOF`] has this key, shared or not.
 fn is_proven(proof: &Outcome, key: Key, shared: bool) -> bool {
-    let (class, object, space) = key.columns();
     let mode = if shared { "ShareLock" } else { "ExclusiveLock" };
-    let expected = [
-        "advisory",
-        &class.to_string(),
-        &object.to_string(),
-        &space.to_string(),
-        mode,
-        "t",
+    let rest = [mode, "t"].map(|field| Some(field.to_owned()));
+    let expected: Vec<_> = row(key).into_iter().chain(rest).collect();
+    matches!(proof, Outcome::Done { rows } if rows.contains(&expected))
+}
+
+/// The first columns of a row of the lock table that is about this key: its type, and where it is.
+fn row(key: Key) -> [Option<String>; 4] {
+    let (class, object, space) = key.columns();
+    [
+        Some("advisory".to_owned()),
+        Some(class.to_string()),
+        Some(object.to_string()),
+        Some(space.to_string()),
     ]
-    .map(|field| Some(field.to_owned()));
-    matches!(proof, Outcome::Done { rows } if rows.iter().any(|row| *row == expected))
 }
 
 /// See [`Claim::token_sql`].
@@ -573,8 +576,7 @@ impl Lock {
         ))
     }
 
-    /// Gives the lock up, and says so to those who wait before it does. Where somebody waits the session stays
-    /// a moment longer, to be seen.
+    /// Gives the lock up, and says so to those who wait before it does.
     pub fn release_sql(&self) -> CString {
         let local = self.hold == Hold::Transaction;
         let say = format!(
@@ -583,16 +585,22 @@ impl Lock {
         );
         sql(match self.hold {
             Hold::Session => format!(
-                "{say}; select released, case when waited then pg_catalog.pg_sleep(0.01) end from \
-                 (select exists (select from pg_catalog.pg_lock_status() where locktype = 'advisory' \
-                 and not granted and {}) waited, \
-                 pg_catalog.pg_advisory_unlock{}({}) released offset 0) gone",
-                self.key.condition(),
+                "{say}; select locktype, classid, objid, objsubid from pg_catalog.pg_lock_status() \
+                 where not granted; select pg_catalog.pg_advisory_unlock{}({})",
                 self.suffix(),
                 self.key
             ),
             Hold::Transaction => format!("{say}; commit"),
         })
+    }
+
+    /// Whether the answer to [`release_sql`](Self::release_sql) says that somebody waits for the lock.
+    pub fn is_waited_for(&self, outcomes: &[Outcome]) -> bool {
+        let expected = row(self.key);
+        match outcomes {
+            [.., Outcome::Done { rows }, _] => rows.iter().any(|row| *row == expected),
+            _ => false,
+        }
     }
 
     /// What the answer to [`retake_sql`](Self::retake_sql) or [`check_sql`](Self::check_sql) means.
