@@ -327,6 +327,9 @@ fn a_start_up_that_is_cut_after_each_byte() {
     });
 }
 
+/// How many bytes the server answers the lock call with, at least: the verdict and its proof.
+const ANSWER: usize = 300;
+
 #[test]
 fn an_answer_to_the_lock_call_that_lacks_its_end() {
     let server = Server::new();
@@ -335,7 +338,7 @@ fn an_answer_to_the_lock_call_that_lacks_its_end() {
             let server = &server;
             scope.spawn(move || {
                 let (proxy, marker) = (Proxy::new(server), Marker::new());
-                for missing in (1..=120).filter(|missing| missing % 4 == part) {
+                for missing in (1..=ANSWER).filter(|missing| missing % 4 == part) {
                     proxy.trap(When::Truncated(2, missing), What::Close);
                     // A lock of its own, for the server may have granted the one before.
                     let output = Pglock::at(proxy.port())
