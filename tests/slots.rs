@@ -96,17 +96,20 @@ fn a_hundred_run_three_at_a_time_and_all_of_them() {
     let server = large_server();
     let count = Count::new();
     let named = Count::new();
-    let run = |count: &Count, flags: &[&str]| {
+    let run = |count: &Count, seconds: &str, flags: &[&str]| {
         let pglock = slots(&server, 3).flags(flags);
-        pglock.sh(&count.script("0.03")).spawn()
+        pglock.sh(&count.script(seconds)).spawn()
     };
-    let mut runs: Vec<Running> = (0..100).map(|_| run(&count, &["--wait", "50"])).collect();
+    let mut runs: Vec<Running> = (0..100)
+        .map(|_| run(&count, "0.03", &["--wait", "50"]))
+        .collect();
     for run in runs.drain(..) {
         run.wait().assert_status(0);
     }
     assert_eq!(count.result(), (100, 3));
     let name = ["--block", "--lockname", "it's a \\name"];
-    runs.extend((0..20).map(|_| run(&named, &name)));
+    // Longer than it takes to hand a slot over, so that all three are taken.
+    runs.extend((0..20).map(|_| run(&named, "0.3", &name)));
     for run in runs {
         run.wait().assert_status(0);
     }
