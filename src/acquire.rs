@@ -10,7 +10,7 @@ use crate::connect::Target;
 use crate::drive::{self, Interrupt, drive, left};
 use crate::exit::Exit;
 use crate::guardian::Guardian;
-use crate::lease::Terms;
+use crate::lease::{Lease, Terms};
 use crate::lock::{self, Caution, Claim, Lock, TURN, Verdict};
 use crate::log::{self, Log};
 use crate::pq::{Error, Outcome};
@@ -38,7 +38,7 @@ pub struct Held {
     pub sent: Duration,
     /// The holder's fencing token, if there was to be one.
     pub token: Option<u64>,
-    /// What is to be killed with pglock.
+    /// What is to be killed with pglock, and by when: its deadline is that of the lease.
     pub ward: Ward,
     /// Who does it.
     pub guardian: Guardian,
@@ -138,6 +138,8 @@ struct Attempt<'a> {
     until: Option<Duration>,
     ward: Ward,
     guardian: Option<Guardian>,
+    /// When the last message was sent that has to do with the lock.
+    sent: Duration,
     /// Whether it was said that the lock is being obtained.
     announced: bool,
     /// Whether others held the lock at first.
@@ -176,6 +178,7 @@ impl<'a> Attempt<'a> {
             },
             ward: Ward::new().map_err(|error| failed(format_args!("no memory: {error}")))?,
             guardian: None,
+            sent: start,
             announced: false,
             waited: false,
             hold: Hold::Session,
@@ -266,13 +269,12 @@ impl<'a> Attempt<'a> {
         }
         // A guardian is bound to one connection.
         self.guardian = None;
-        let (lock, mut sent, mut token) = self.obtain(&mut session)?;
+        let (lock, mut token) = self.obtain(&mut session)?;
         // An answer that was long under way, in a pool's queue say, leaves little of the lease: one more sign
         // of the server, and it is whole.
         if let Some(ttl) = self.claim.settings.ttl
-            && sys::now() > sent + ttl / 3
+            && sys::now() > self.sent + ttl / 3
         {
-            sent = sys::now();
             self.exchange(&mut session, c";", Duration::ZERO, true)?;
         }
         if self.config.fence && token.is_none() {
@@ -284,7 +286,7 @@ impl<'a> Attempt<'a> {
             settings: same_server(settings.clone(), &session),
             session,
             lock,
-            sent,
+            sent: self.sent,
             token,
             ward: self.ward,
             guardian,
@@ -337,9 +339,8 @@ impl<'a> Attempt<'a> {
         })
     }
 
-    /// Tries once, then waits if there is anything to wait for. Returns the lock, when the message was sent
-    /// whose answer says that it is held, and the fencing token.
-    fn obtain(&mut self, session: &mut Session) -> Result<(Lock, Duration, Option<u64>), Failure> {
+    /// Tries once, then waits if there is anything to wait for. Returns the lock and the fencing token.
+    fn obtain(&mut self, session: &mut Session) -> Result<(Lock, Option<u64>), Failure> {
         let waits = self.config.wait != Wait::No;
         let mut caution = Caution::HoldOff;
         loop {
@@ -349,13 +350,13 @@ impl<'a> Attempt<'a> {
                 .try_sql(connection, self.hold, caution, waits, self.waited);
             // Behind a pooler the server may be another one, or restarted, at the next attempt.
             caution = Caution::HoldOff;
-            let (mut sent, mut verdict) = self.ask(session, &sql, Duration::ZERO)?;
+            let mut verdict = self.ask(session, &sql, Duration::ZERO)?;
             while self.hold == Hold::Session && matches!(verdict, Verdict::Busy | Verdict::First) {
                 let left = self.time_to_wait(session)?;
                 let turn = left.as_millis().clamp(1, TURN.into()) as u32;
                 let first = verdict == Verdict::First;
                 let sql = self.claim.wait_sql(session.connection(), turn, first);
-                (sent, verdict) = self.ask(session, &sql, Duration::from_millis(turn.into()))?;
+                verdict = self.ask(session, &sql, Duration::from_millis(turn.into()))?;
             }
             if self.hold == Hold::Transaction && !matches!(verdict, Verdict::Held(..)) {
                 // The pool's connection goes back to the pool.
@@ -363,7 +364,7 @@ impl<'a> Attempt<'a> {
             }
             match verdict {
                 Verdict::Held(key, token) => {
-                    return Ok((self.claim.lock(key, self.hold), sent, token));
+                    return Ok((self.claim.lock(key, self.hold), token));
                 }
                 Verdict::Busy | Verdict::First => {
                     let left = self.time_to_wait(session)?;
@@ -423,16 +424,15 @@ impl<'a> Attempt<'a> {
         }
     }
 
-    /// Asks for the lock. Returns when it was asked for, and what the server said.
+    /// Asks for the lock. Returns what the server said.
     fn ask(
         &mut self,
         session: &mut Session,
         sql: &CStr,
         turn: Duration,
-    ) -> Result<(Duration, Verdict), Failure> {
-        let sent = sys::now();
+    ) -> Result<Verdict, Failure> {
         let outcomes = self.call(session, sql, turn)?;
-        Ok((sent, lock::verdict(&outcomes, self.claim.shared)))
+        Ok(lock::verdict(&outcomes, self.claim.shared))
     }
 
     /// Sends a query that has to do with the lock, and waits for its answer.
@@ -471,6 +471,11 @@ impl<'a> Attempt<'a> {
                 },
             })
         };
+        if guarded {
+            self.sent = sys::now();
+            let lease = self.config.terms.map(|terms| Lease::new(terms, self.sent));
+            self.ward.set_deadline(lease.map(|lease| lease.kill_at()));
+        }
         session.ask(sql).map_err(lost)?;
         let on_post = self.guardian.as_ref().is_some_and(Guardian::is_on_post);
         if guarded && !on_post {
@@ -518,7 +523,12 @@ impl<'a> Attempt<'a> {
             drive::last_word(session, c"rollback", self.signals);
         } else if let Verdict::Held(key, _) = lock::verdict(&outcomes, self.claim.shared) {
             // Granted before the cancel came.
-            drive::release(session, self.claim.lock(key, self.hold), self.signals);
+            drive::release(
+                session,
+                self.claim.lock(key, self.hold),
+                self.signals,
+                || (),
+            );
         }
     }
 
@@ -583,7 +593,7 @@ impl<'a> Attempt<'a> {
             lock::token(&outcomes).ok_or_else(|| failed("the server gave no fencing token").into())
         });
         taken.map_err(|failure| {
-            drive::release(session, lock, self.signals);
+            drive::release(session, lock, self.signals, || ());
             match failure {
                 Failure::Host(trouble) => Failure::Host(Trouble {
                     message: format!(

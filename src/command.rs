@@ -36,13 +36,12 @@ impl Command {
     /// The system has no process or descriptor left.
     pub fn start(
         words: &[OsString],
-        environment: &[CString],
+        mut environment: Vec<CString>,
         token: Option<u64>,
         signals: &Signals,
         prepare: impl FnOnce(Pid) -> io::Result<()>,
     ) -> io::Result<Self> {
         let words = words.iter().map(|word| c_string(word.clone().into_vec()));
-        let mut environment = environment.to_vec();
         set(&mut environment, LOCK_HELD.0, LOCK_HELD.1);
         if let Some(token) = token {
             set(&mut environment, TOKEN, &token.to_string());

@@ -4,7 +4,7 @@
 use std::ffi::CStr;
 use std::time::Duration;
 
-use crate::lock::{self, Lock};
+use crate::lock::Lock;
 use crate::pq::{Error, Interest, Outcome};
 use crate::session::{Event, Session};
 use crate::sys::{self, Signal, Signals};
@@ -117,37 +117,52 @@ pub fn left(deadline: Option<Duration>) -> Option<Duration> {
     deadline.map(|deadline| deadline.saturating_sub(sys::now()))
 }
 
-/// Gives a lock up and waits for the server's word that it is free. `false` where the server did not
-/// say so: then the lock goes when the server notices that the session has.
-pub fn release(session: &mut Session, lock: Lock, signals: &Signals) -> bool {
-    let Some(outcomes) = last_word(session, &lock.release_sql(), signals) else {
+/// Gives a lock up and waits for the server's word that it is free; while the server is at it, does what is to be
+/// done `meanwhile`. `false` where the server did not say so: then the lock goes when the server notices that the
+/// session has.
+pub fn release(
+    session: &mut Session,
+    lock: Lock,
+    signals: &Signals,
+    meanwhile: impl FnOnce(),
+) -> bool {
+    let asked = ask_last(session, &lock.release_sql(), signals);
+    meanwhile();
+    let Some(outcomes) = asked.and_then(|until| last_answer(session, signals, until)) else {
         return false;
     };
     if lock.is_waited_for(&outcomes) {
         sys::pause(LINGER);
     }
-    lock::was_released(&outcomes)
+    lock.was_released(&outcomes)
 }
 
 /// Asks something when all is over, and waits a moment for the answer. A signal does not hurry it: the
 /// end has begun already.
 pub fn last_word(session: &mut Session, sql: &CStr, signals: &Signals) -> Option<Vec<Outcome>> {
-    let deadline = Some(sys::now() + LAST_WORD);
-    let answer = |session: &mut Session| {
-        loop {
-            match drive(session, signals, deadline) {
-                Ok(Event::Answered(outcomes)) => return Some(outcomes),
-                Ok(Event::Connected) | Err(Interrupt::Signal(_)) => {}
-                Err(Interrupt::Late | Interrupt::Failed(_)) => return None,
-            }
-        }
-    };
+    let until = ask_last(session, sql, signals)?;
+    last_answer(session, signals, until)
+}
+
+/// Asks it, and returns how long to wait for the answer.
+fn ask_last(session: &mut Session, sql: &CStr, signals: &Signals) -> Option<Duration> {
+    let until = sys::now() + LAST_WORD;
     if session.is_asking() {
         // What was asked before is answered first.
-        answer(session)?;
+        last_answer(session, signals, until)?;
     }
     session.ask(sql).ok()?;
-    answer(session)
+    Some(until)
+}
+
+fn last_answer(session: &mut Session, signals: &Signals, until: Duration) -> Option<Vec<Outcome>> {
+    loop {
+        match drive(session, signals, Some(until)) {
+            Ok(Event::Answered(outcomes)) => return Some(outcomes),
+            Ok(Event::Connected) | Err(Interrupt::Signal(_)) => {}
+            Err(Interrupt::Late | Interrupt::Failed(_)) => return None,
+        }
+    }
 }
 
 /// Takes a question back, so that no backend works on what nobody wants any more. Returns the answer, if
@@ -156,13 +171,9 @@ pub fn cancel(session: &mut Session, signals: &Signals) -> Option<Vec<Outcome>> 
     if let Some(canceller) = session.connection().canceller() {
         sys::run_in_child(LAST_WORD, || canceller.cancel());
     }
-    let deadline = Some(sys::now() + LAST_WORD);
-    while session.is_asking() {
-        match drive(session, signals, deadline) {
-            Ok(Event::Answered(outcomes)) => return Some(outcomes),
-            Ok(Event::Connected) | Err(Interrupt::Signal(_)) => {}
-            Err(Interrupt::Late | Interrupt::Failed(_)) => return None,
-        }
+    if session.is_asking() {
+        last_answer(session, signals, sys::now() + LAST_WORD)
+    } else {
+        None
     }
-    None
 }

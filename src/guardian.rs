@@ -82,10 +82,11 @@ impl Drop for Guardian {
 fn stand(ward: &Ward, end: RawFd) {
     loop {
         let deadline = ward.deadline().filter(|_| !ward.has_fired());
-        let not_before = sys::now() + LOOK_AGAIN;
-        let alarm = match ward.group() {
-            Some(_) => deadline,
-            None => deadline.map(|deadline| deadline.max(not_before)),
+        let now = sys::now();
+        let alarm = match deadline {
+            // A command that would be started now sees for itself that it is late.
+            Some(deadline) if deadline <= now && ward.group().is_none() => Some(now + LOOK_AGAIN),
+            deadline => deadline,
         };
         if sys::wait_until(end, alarm) {
             match sys::read_byte(end) {

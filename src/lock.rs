@@ -187,7 +187,7 @@ impl Claim {
             };
             format!(
                 "when not ({gate}{call}{settle}) then 'busy' else {}",
-                self.held(&self.key_sql(connection, "1"), hold)
+                self.held(connection, "1", hold)
             )
         } else {
             let door = self.beside(connection, DOOR);
@@ -471,21 +471,23 @@ impl Claim {
     /// The last branch of the verdict for a lock of which a slot may have been taken; `slot` is a table of that
     /// slot, empty where none was.
     fn any_slot(&self, connection: &Connection, hold: Hold, slot: &str) -> String {
-        let key = self.key_sql(connection, "slot");
         format!(
             "else coalesce((select {} from {slot}), case pg_catalog.current_setting('pglock.first', true) \
              when 'yes' then 'first' else 'busy' end)",
-            self.held(&key, hold)
+            self.held(connection, "slot", hold)
         )
     }
 
-    /// The word for a lock that is held, its key and the token. In a transaction that is to stay open the
-    /// token would hold back vacuum: there it needs another, see [`token_sql`](Self::token_sql).
-    fn held(&self, key: &str, hold: Hold) -> String {
-        if self.fence && hold == Hold::Session {
-            format!("pg_catalog.concat('held ', {key}, ' ', {TOKEN})")
-        } else {
-            format!("pg_catalog.concat('held ', {key})")
+    /// The word for a lock that is held in this slot, its key and the token. In a transaction that is to stay
+    /// open the token would hold back vacuum: there it needs another, see [`token_sql`](Self::token_sql).
+    fn held(&self, connection: &Connection, slot: &str, hold: Hold) -> String {
+        let key = self.key_sql(connection, slot);
+        match &self.name {
+            _ if self.fence && hold == Hold::Session => {
+                format!("pg_catalog.concat('held ', {key}, ' ', {TOKEN})")
+            }
+            Name::Id(id) if self.slots == 1 => format!("'held {id}'"),
+            _ => format!("pg_catalog.concat('held ', {key})"),
         }
     }
 }
@@ -497,15 +499,18 @@ const BIGINT: &str = "(classid::bigint << 32 | objid::bigint)";
 pub const OWN_DATABASE: &str = "database = \
      (select oid from pg_catalog.pg_database where datname = pg_catalog.current_database())";
 
-/// Asks for what the server's lock table has of the session that asks.
-const PROOF: &str = "select locktype, classid, objid, objsubid, mode, granted from pg_catalog.pg_lock_status() \
-     where pg_catalog.int4eq(pid, pg_catalog.pg_backend_pid())";
+/// Asks for what the server's lock table has of the session that asks. One that can ask waits for nothing, so
+/// all of it is granted.
+const PROOF: &str = "select locktype, classid, objid, objsubid, mode from pg_catalog.pg_lock_status() \
+     where not pg_catalog.int4ne(pid, pg_catalog.pg_backend_pid())";
 
 /// Whether the answer to [`PROOF`] has this key, shared or not.
 fn is_proven(proof: &Outcome, key: Key, shared: bool) -> bool {
     let mode = if shared { "ShareLock" } else { "ExclusiveLock" };
-    let rest = [mode, "t"].map(|field| Some(field.to_owned()));
-    let expected: Vec<_> = row(key).into_iter().chain(rest).collect();
+    let expected: Vec<_> = row(key)
+        .into_iter()
+        .chain([Some(mode.to_owned())])
+        .collect();
     matches!(proof, Outcome::Done { rows } if rows.contains(&expected))
 }
 
@@ -576,30 +581,43 @@ impl Lock {
         ))
     }
 
-    /// Gives the lock up, and says so to those who wait before it does.
+    /// Gives the lock up, and says so beforehand to those who wait. Asks then whether somebody has waited for
+    /// it, and has it now: an exclusive lock could otherwise be taken once more; of a shared one only the lock
+    /// table can tell.
     pub fn release_sql(&self) -> CString {
         let local = self.hold == Hold::Transaction;
-        let say = format!(
-            "select pg_catalog.set_config('application_name', '{RELEASED}{}', {local})",
-            self.key
-        );
+        let key = self.key;
+        let say =
+            format!("select pg_catalog.set_config('application_name', '{RELEASED}{key}', {local})");
+        let unlock = format!("pg_catalog.pg_advisory_unlock{}({key})", self.suffix());
         sql(match self.hold {
-            Hold::Session => format!(
-                "{say}; select locktype, classid, objid, objsubid from pg_catalog.pg_lock_status() \
-                 where not granted; select pg_catalog.pg_advisory_unlock{}({})",
-                self.suffix(),
-                self.key
-            ),
             Hold::Transaction => format!("{say}; commit"),
+            Hold::Session if self.shared => format!(
+                "{say}; select {unlock}; select locktype, classid, objid, objsubid \
+                 from pg_catalog.pg_lock_status() where locktype = 'advisory' and mode = 'ExclusiveLock'"
+            ),
+            Hold::Session => format!(
+                "{say}; select {unlock}; \
+                 select case when pg_catalog.pg_try_advisory_lock({key}) then {unlock} else false end"
+            ),
         })
     }
 
-    /// Whether the answer to [`release_sql`](Self::release_sql) says that somebody waits for the lock.
-    pub fn is_waited_for(&self, outcomes: &[Outcome]) -> bool {
-        let expected = row(self.key);
-        match outcomes {
-            [.., Outcome::Done { rows }, _] => rows.iter().any(|row| *row == expected),
+    /// Whether the answer to [`release_sql`](Self::release_sql) says that the lock was held until then.
+    pub fn was_released(&self, outcomes: &[Outcome]) -> bool {
+        match (self.hold, outcomes) {
+            (Hold::Session, [.., unlocked, Outcome::Done { .. }]) => unlocked.field(0) == Some("t"),
+            (Hold::Transaction, [.., Outcome::Done { .. }]) => true,
             _ => false,
+        }
+    }
+
+    /// Whether it says that somebody has waited for the lock.
+    pub fn is_waited_for(&self, outcomes: &[Outcome]) -> bool {
+        match outcomes.last() {
+            Some(Outcome::Done { rows }) if self.shared => rows.contains(&row(self.key).to_vec()),
+            Some(answer) => answer.field(0) == Some("f"),
+            None => false,
         }
     }
 
@@ -647,7 +665,7 @@ fn guards(connection: &Connection, hold: Hold, caution: Caution, ttl: Option<Dur
             let lost = LOST.map(|moment| {
                 format!(
                     "pg_catalog.timestamptz_gt({moment}, \
-                     pg_catalog.timestamptz_mi_interval(pg_catalog.clock_timestamp(), '{} s'))",
+                     pg_catalog.timestamptz_mi_interval('now', '{} s'))",
                     ttl.as_secs()
                 )
             });
@@ -733,14 +751,6 @@ pub fn hold_off(outcomes: &[Outcome]) -> Option<Duration> {
 /// From the answer to [`Claim::token_sql`].
 pub fn token(outcomes: &[Outcome]) -> Option<u64> {
     outcomes.last()?.field(0)?.parse().ok()
-}
-
-/// Whether the answer to [`Lock::release_sql`] says that the lock was held until then.
-pub fn was_released(outcomes: &[Outcome]) -> bool {
-    match outcomes.last() {
-        Some(outcome @ Outcome::Done { rows }) => rows.is_empty() || outcome.field(0) == Some("t"),
-        _ => false,
-    }
 }
 
 /// A number of seconds; one that is negative counts as zero.

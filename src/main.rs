@@ -69,7 +69,7 @@ fn hold_and_run(config: &Config, start: Duration) -> Exit {
                 Name::Text(_) => "Lock",
             };
             log.info(format_args!("{kind} {name} obtained successfully!"));
-            supervise::run(config, held, &environment, &signals, log)
+            supervise::run(config, held, environment, &signals, log)
         }
         Err(Stop::NotObtained) => {
             log.info(format_args!(

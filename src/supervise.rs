@@ -36,7 +36,7 @@ const LIFT: Duration = Duration::from_secs(1);
 pub fn run(
     config: &Config,
     held: Held,
-    environment: &[CString],
+    environment: Vec<CString>,
     signals: &Signals,
     log: Log,
 ) -> Exit {
@@ -52,7 +52,6 @@ pub fn run(
     }
     log.info(format_args!("Executing command: {words}"));
     let lease = config.terms.map(|terms| Lease::new(terms, held.sent));
-    held.ward.set_deadline(lease.map(|lease| lease.kill_at()));
     let terminal = Terminal::open();
     // Otherwise the command gets the terminal when it first wants it.
     let in_foreground = terminal.as_ref().filter(|terminal| {
@@ -66,7 +65,6 @@ pub fn run(
         signals,
         |own_group| {
             held.ward.set_group(Some(own_group));
-            held.guardian.wake();
             if let Some(terminal) = in_foreground {
                 terminal.give_to(own_group);
             }
@@ -125,7 +123,9 @@ pub fn run(
 
 /// Gives the lock up without having run the command.
 fn give_up(mut held: Held, signals: &Signals, exit: Exit) -> Exit {
-    drive::release(&mut held.session, held.lock, signals);
+    drive::release(&mut held.session, held.lock, signals, || {
+        held.guardian.retire();
+    });
     exit
 }
 
@@ -713,9 +713,6 @@ impl Supervisor<'_> {
         self.unpause();
         self.ward.set_group(None);
         self.ward.set_deadline(None);
-        if let Some(guardian) = &self.guardian {
-            guardian.retire();
-        }
         let change = self.ended.unwrap_or(Change::Exited(0));
         let had_terminal = self.take_terminal_back(change);
         if self.ward.has_fired() && !self.lost {
@@ -738,8 +735,14 @@ impl Supervisor<'_> {
                 Exit::of_change(change)
             }
         };
+        let guardian = &self.guardian;
+        let dismiss = || {
+            if let Some(guardian) = guardian {
+                guardian.retire();
+            }
+        };
         if let Link::Up(session, _) = &mut self.link
-            && !drive::release(session, self.lock, self.signals)
+            && !drive::release(session, self.lock, self.signals, dismiss)
             && !self.lost
         {
             self.log.error(
