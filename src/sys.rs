@@ -446,6 +446,8 @@ fn every_signal() -> impl Iterator<Item = c_int> {
 
 /// Where the handler writes the numbers of the signals that arrive.
 static SIGNAL_PIPE: AtomicI32 = AtomicI32::new(-1);
+/// Whether this process is the command's, and about to execute it.
+static IN_COMMAND: AtomicBool = AtomicBool::new(false);
 /// Whether a call is running that a signal has to end together with pglock.
 static BLOCKING: AtomicBool = AtomicBool::new(false);
 /// When that call has to be over, in nanoseconds of [`now`]'s clock.
@@ -460,6 +462,16 @@ static BLOCKING_STATUS: AtomicI32 = AtomicI32::new(0);
 extern "C" fn handle(signal: c_int) {
     // SAFETY: errno is the thread's own; what follows may change it under the code that it interrupts.
     let saved = unsafe { *errno() };
+    if IN_COMMAND.load(Ordering::Relaxed) {
+        // It comes again, and does what it does by default, when this handler is left.
+        // SAFETY: both calls take numbers only and are safe in a handler.
+        unsafe {
+            libc::signal(signal, libc::SIG_DFL);
+            libc::raise(signal);
+            *errno() = saved;
+        }
+        return;
+    }
     if BLOCKING.load(Ordering::Relaxed) {
         let late = now().as_nanos() as u64 >= BLOCKING_UNTIL.load(Ordering::Relaxed);
         if signal == libc::SIGALRM && late {
@@ -500,6 +512,7 @@ use libc::__error as errno;
 pub struct Signals {
     pipe: OwnedFd,
     mask: libc::sigset_t,
+    /// What executing a program does not put back by itself.
     dispositions: Vec<(c_int, libc::sigaction)>,
 }
 
@@ -515,17 +528,8 @@ impl Signals {
         // The handler needs it for as long as the process lives.
         std::mem::forget(write_end);
 
-        let mut mask = MaybeUninit::<libc::sigset_t>::zeroed();
-        let mut own = MaybeUninit::<libc::sigset_t>::zeroed();
-        // SAFETY: the calls fill the sets before they are read; a null set asks for the mask as it is.
-        let mask = unsafe {
-            libc::sigprocmask(libc::SIG_BLOCK, ptr::null(), mask.as_mut_ptr());
-            libc::sigemptyset(own.as_mut_ptr());
-            libc::sigaddset(own.as_mut_ptr(), libc::SIGCHLD);
-            libc::sigaddset(own.as_mut_ptr(), libc::SIGALRM);
-            libc::sigprocmask(libc::SIG_UNBLOCK, own.as_ptr(), ptr::null_mut());
-            mask.assume_init()
-        };
+        // Blocked meanwhile, so that what comes for a signal that is to stay ignored is forgotten, and not noted.
+        let mask = block_signals();
         let mut signals = Self {
             pipe,
             mask,
@@ -537,29 +541,38 @@ impl Signals {
         // A log line to a closed pipe must not end pglock, nor one to a terminal stop it.
         signals.dispose(libc::SIGPIPE, libc::SIG_IGN);
         signals.dispose(libc::SIGTTOU, libc::SIG_IGN);
+        let mut own = mask;
+        // SAFETY: the calls change and read a set that is filled.
+        unsafe {
+            libc::sigdelset(&mut own, libc::SIGCHLD);
+            libc::sigdelset(&mut own, libc::SIGALRM);
+        }
+        set_mask(&own);
         Ok(signals)
     }
 
-    /// Sets what to do about a signal, and remembers what was done before.
+    /// Sets what to do about a signal, and remembers what was done before where the command would not find it
+    /// so: executed, it finds what was caught at its default and what was ignored ignored.
     fn dispose(&mut self, signal: c_int, handler: libc::sighandler_t) {
         // SAFETY: `sigaction` reads one structure and fills the other; all zeros are a value of it. The
         // handler is `handle`, which does only what a handler may, or one of the constants.
         unsafe {
             let mut before = MaybeUninit::<libc::sigaction>::zeroed().assume_init();
-            if libc::sigaction(signal, ptr::null(), &mut before) == -1 {
-                return;
-            }
-            // Nothing but SIGCHLD, without which no command can be waited for, is taken from a caller
-            // who wants it ignored.
-            if before.sa_sigaction == libc::SIG_IGN && signal != libc::SIGCHLD {
-                return;
-            }
             let mut action = MaybeUninit::<libc::sigaction>::zeroed().assume_init();
             action.sa_sigaction = handler;
             action.sa_flags = libc::SA_RESTART;
             libc::sigfillset(&mut action.sa_mask);
-            libc::sigaction(signal, &action, ptr::null_mut());
-            self.dispositions.push((signal, before));
+            if libc::sigaction(signal, &action, &mut before) == -1 {
+                return;
+            }
+            let was_ignored = before.sa_sigaction == libc::SIG_IGN;
+            // Nothing but SIGCHLD, without which no command can be waited for, is taken from a caller
+            // who wants it ignored.
+            if was_ignored && signal != libc::SIGCHLD {
+                libc::sigaction(signal, &before, ptr::null_mut());
+            } else if was_ignored || handler == libc::SIG_IGN {
+                self.dispositions.push((signal, before));
+            }
         }
     }
 
@@ -619,6 +632,28 @@ impl Signals {
     }
 }
 
+/// Blocks the signals, and returns the mask that there was.
+fn block_signals() -> libc::sigset_t {
+    let mut all = MaybeUninit::<libc::sigset_t>::zeroed();
+    let mut before = MaybeUninit::<libc::sigset_t>::zeroed();
+    // SAFETY: the calls fill the sets before they are read.
+    unsafe {
+        libc::sigfillset(all.as_mut_ptr());
+        // While it is ignored it is forgotten; blocked, it would wait for the command.
+        libc::sigdelset(all.as_mut_ptr(), libc::SIGPIPE);
+        libc::sigprocmask(libc::SIG_SETMASK, all.as_ptr(), before.as_mut_ptr());
+        before.assume_init()
+    }
+}
+
+/// Blocks these signals and no others.
+fn set_mask(mask: &libc::sigset_t) {
+    // SAFETY: the call reads a set that is filled.
+    unsafe {
+        libc::sigprocmask(libc::SIG_SETMASK, mask, ptr::null_mut());
+    }
+}
+
 /// Has SIGALRM sent after this time; `None` takes it back. Returns the time that was left of one set
 /// before.
 fn set_alarm(after: Option<Duration>) -> Option<Duration> {
@@ -630,8 +665,8 @@ fn set_alarm(after: Option<Duration>) -> Option<Duration> {
             tv_usec: 0,
         },
         it_value: libc::timeval {
-            tv_sec: after.as_secs() as libc::time_t,
-            tv_usec: after.subsec_micros() as libc::suseconds_t,
+            tv_sec: after.as_secs() as _,
+            tv_usec: after.subsec_micros() as _,
         },
     };
     let mut before = MaybeUninit::<libc::itimerval>::zeroed();
@@ -845,34 +880,35 @@ pub fn spawn(
     let environment = pointers(&program.environment);
     let (exec_error, write_end) = pipe()?;
 
-    // No signal may reach the child before its dispositions are those of the command: the handler would
-    // note it in the pipe, which is the parent's too.
-    let mut all = MaybeUninit::<libc::sigset_t>::zeroed();
-    let mut before = MaybeUninit::<libc::sigset_t>::zeroed();
-    // SAFETY: the calls fill the sets before they are read.
-    unsafe {
-        libc::sigfillset(all.as_mut_ptr());
-        // Ignored as it is here, it is forgotten; blocked, it would wait for the command.
-        libc::sigdelset(all.as_mut_ptr(), libc::SIGPIPE);
-        libc::sigprocmask(libc::SIG_SETMASK, all.as_ptr(), before.as_mut_ptr());
-    }
-    // SAFETY: there is one thread, so the child finds nothing half done; it makes plain system calls only,
-    // and ends in `exec` or `_exit`, so that nothing of the parent's is dropped twice.
+    // No signal may reach the child before it knows that it is not pglock: the handler would note it in the
+    // pipe, which is the parent's too.
+    let before = block_signals();
+    // SAFETY: there is one thread, so the child finds nothing half done; it ends in `exec` or `_exit`, so that
+    // nothing of the parent's is dropped twice.
     let result = check(unsafe { libc::fork() });
     if let Ok(0) = result {
-        // SAFETY: all pointers are into vectors that live in this frame, and the arrays end with a null
-        // pointer, as `execvp` demands.
+        // SAFETY: all pointers are into vectors that live in this frame, or for ever, and the arrays end with a
+        // null pointer, as `execvp` demands.
         unsafe {
+            IN_COMMAND.store(true, Ordering::Relaxed);
             libc::setpgid(0, 0);
             let error = match prepare(Pid(libc::getpid())) {
                 Ok(()) => {
                     for (signal, action) in &signals.dispositions {
                         libc::sigaction(*signal, action, ptr::null_mut());
                     }
-                    libc::sigprocmask(libc::SIG_SETMASK, &signals.mask, ptr::null_mut());
+                    set_mask(&signals.mask);
                     environ = environment.as_ptr();
                     libc::execvp(words[0], words.as_ptr());
-                    io::Error::last_os_error()
+                    let error = io::Error::last_os_error();
+                    if error.raw_os_error() == Some(libc::ENOEXEC) {
+                        // POSIX has `execvp` give a script without a first line for that to the shell; musl
+                        // leaves it to us.
+                        let shell = [c"/bin/sh", c"-c", c"exec \"$0\" \"$@\""].map(CStr::as_ptr);
+                        let words: Vec<_> = shell.iter().chain(&words).copied().collect();
+                        libc::execv(words[0], words.as_ptr());
+                    }
+                    error
                 }
                 Err(error) => error,
             };
@@ -889,10 +925,7 @@ pub fn spawn(
             libc::setpgid(pid, pid);
         }
     }
-    // SAFETY: the set was filled above.
-    unsafe {
-        libc::sigprocmask(libc::SIG_SETMASK, before.as_ptr(), ptr::null_mut());
-    }
+    set_mask(&before);
     Ok(Child {
         pid: Pid(result?),
         exec_error,
@@ -1027,7 +1060,7 @@ pub fn fork_apart<const N: usize>(
     unsafe {
         let mut all = MaybeUninit::<libc::sigset_t>::zeroed();
         libc::sigfillset(all.as_mut_ptr());
-        libc::sigprocmask(libc::SIG_SETMASK, all.as_ptr(), ptr::null_mut());
+        set_mask(all.assume_init_ref());
         libc::setsid();
         libc::chdir(c"/".as_ptr());
         let aside = kept.map(|descriptor| libc::fcntl(descriptor, libc::F_DUPFD, N as c_int));
@@ -1118,7 +1151,7 @@ impl Timer {
             let time = libc::itimerspec {
                 it_interval: zero,
                 it_value: libc::timespec {
-                    tv_sec: moment.as_secs() as libc::time_t,
+                    tv_sec: moment.as_secs() as _,
                     tv_nsec: moment.subsec_nanos().into(),
                 },
             };
