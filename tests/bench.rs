@@ -2,12 +2,14 @@
 //!
 //! The least is [`floor.c`](../tests/bench/floor.c), which speaks the protocol with no library. All contestants run by turns
 //! in one run, so that what else the machine does hits all of them; what counts is the median, and the median of the ratios
-//! to the floor's time in the same round. A contestant that is not installed is named.
+//! to the floor's time in the same round. A contestant that is not installed is named. hyperfine, which times one contestant
+//! after the other and only whole runs, is asked for a second opinion.
 
 #[allow(dead_code, unused_imports)]
 mod support;
 
 use std::fs;
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::{BufRead, BufReader, Read};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
@@ -21,6 +23,9 @@ use support::*;
 
 /// How long a byte takes through the proxy that counts round trips.
 const DELAY: Duration = Duration::from_millis(20);
+/// How long a contestant leaves the machine to itself before it starts: the server is not done with the one before when that
+/// one has ended.
+const PAUSE: Duration = Duration::from_millis(5);
 
 fn main() {
     let mut rounds = 200;
@@ -29,7 +34,7 @@ fn main() {
         match word.as_str() {
             "--bench" => {} // what cargo gives to every benchmark
             "--help" => {
-                println!("make bench ARGS='[ROUNDS] [start|trips|memory|wake ...]'");
+                println!("make bench ARGS='[ROUNDS] [start|hyperfine|trips|memory|wake ...]'");
                 return;
             }
             word => match word.parse() {
@@ -44,6 +49,9 @@ fn main() {
     bench.introduce();
     if wanted("start") {
         bench.starts(rounds);
+    }
+    if wanted("hyperfine") {
+        bench.second_opinion(rounds);
     }
     if wanted("trips") {
         bench.trips();
@@ -61,6 +69,9 @@ struct Bench {
     scratch: Scratch,
     server: Server,
     etcd: Option<Etcd>,
+    /// The builds of the floor, by the name of the program: what all is compared with, and the one that is built with the C
+    /// library of static pglock.
+    floors: Vec<&'static str>,
     /// The builds of pglock: how it is called in the tables, and where it is.
     pglocks: Vec<(&'static str, PathBuf)>,
 }
@@ -76,14 +87,23 @@ struct At<'a> {
 impl Bench {
     fn new() -> Bench {
         let scratch = Scratch::new();
-        for name in ["floor", "stamp"] {
+        let compile = |compiler: &str, source: &str, name: &str| {
             let source =
-                Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/bench/{name}.c"));
-            let made = Command::new(std::env::var_os("CC").unwrap_or("cc".into()))
+                Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/bench/{source}.c"));
+            let made = Command::new(compiler)
                 .args(["-std=c11", "-D_GNU_SOURCE", "-O2", "-static", "-o"])
                 .args([&scratch.path().join(name), &source])
                 .status();
-            assert!(made.expect("start the C compiler").success(), "{name}.c");
+            assert!(made.expect("start the C compiler").success(), "{name}");
+        };
+        compile("cc", "stamp", "stamp");
+        compile("cc", "floor", "floor");
+        let mut floors = vec!["floor"];
+        if installed("musl-gcc") {
+            compile("musl-gcc", "floor", "floor, musl");
+            floors.push("floor, musl");
+        } else {
+            println!("Not compared: the floor with musl (musl-gcc is not installed).");
         }
         let mut pglocks = Vec::new();
         match std::env::var_os("PGLOCK_STATIC") {
@@ -95,7 +115,8 @@ impl Bench {
         let server = Server::builder()
             .tls("localhost")
             .hba("host all scram 127.0.0.1/32 scram-sha-256")
-            .conf("max_connections = 200")
+            // As it is by default; the tests make do with less.
+            .conf("shared_buffers = 128MB")
             // Old enough: no newcomer has to hold off.
             .age(Duration::from_secs(1))
             .start();
@@ -108,6 +129,7 @@ impl Bench {
             etcd: Etcd::start(&scratch),
             scratch,
             server,
+            floors,
             pglocks,
         }
     }
@@ -149,10 +171,10 @@ impl Bench {
         }
     }
 
-    /// The floor, with `try` or `wait`.
-    fn floor(&self, how: &str, at: At, command: &[&str]) -> Vec<String> {
+    /// One of the floors, with `try` or `wait`.
+    fn floor(&self, name: &str, how: &str, at: At, command: &[&str]) -> Vec<String> {
         let port = at.port.to_string();
-        let program = self.program("floor");
+        let program = self.program(name);
         words(&[&[&program, how, "127.0.0.1", &port, at.user, "1"], command])
     }
 
@@ -178,12 +200,15 @@ impl Bench {
 
     // From start to end
 
-    /// The time from the start of a program to the start of its command, and to its own end.
-    fn starts(&self, rounds: usize) {
+    /// Who is compared, and how it is called to run a command that writes when it starts. The floor comes first.
+    fn contestants(&self) -> Vec<(&str, Vec<String>)> {
         let stamp = self.stamp();
         let command = [stamp.as_str()];
         let at = self.at();
-        let mut contestants = vec![("floor", self.floor("try", at, &command))];
+        let mut contestants = Vec::new();
+        for name in &self.floors {
+            contestants.push((*name, self.floor(name, "try", at, &command)));
+        }
         for (name, program) in &self.pglocks {
             contestants.push((name, self.pglock(program, at, &[], &command)));
         }
@@ -198,12 +223,55 @@ impl Bench {
             contestants.push(("flock (no server)", words(&[&["flock", &file], &command])));
         }
         contestants.push(("the command alone", words(&[&command])));
+        contestants
+    }
 
+    /// The whole runs once more, timed by hyperfine.
+    fn second_opinion(&self, rounds: usize) {
+        if !installed("hyperfine") {
+            println!("\nNo second opinion: hyperfine is not installed.");
+            return;
+        }
+        let table = self.program("hyperfine.md");
+        let rounds = rounds.to_string();
+        let pause = format!("sleep {}", PAUSE.as_secs_f64());
+        let mut hyperfine = Command::new("hyperfine");
+        hyperfine
+            .args([
+                "--shell=none",
+                "--warmup=3",
+                "--style=none",
+                "--runs",
+                &rounds,
+            ])
+            .args(["--prepare", &pause, "--export-markdown", &table]);
+        for (name, line) in self.contestants() {
+            let line: Vec<String> = line.iter().map(|word| format!("'{word}'")).collect();
+            hyperfine.args(["--command-name", name]).arg(line.join(" "));
+        }
+        set_environment(&mut hyperfine);
+        let output = hyperfine
+            .stdout(Stdio::null())
+            .output()
+            .expect("start hyperfine");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{said}");
+        let table = fs::read_to_string(&table).expect("read hyperfine's table");
+        println!(
+            "\nThe whole run by hyperfine, {rounds} runs each, one contestant after the other:\n\n{table}"
+        );
+    }
+
+    /// The time from the start of a program to the start of its command, and to its own end.
+    fn starts(&self, rounds: usize) {
+        let contestants = self.contestants();
         let mut times = vec![Vec::new(); contestants.len()];
         for round in 0..rounds + 3 {
-            for turn in 0..contestants.len() {
-                // Nobody always comes after the same one.
-                let number = (turn + round) % contestants.len();
+            // What ran just before leaves its traces: it is another one each time.
+            let mut order: Vec<usize> = (0..contestants.len()).collect();
+            order.sort_by_cached_key(|_| RandomState::new().build_hasher().finish());
+            for number in order {
+                sleep(PAUSE);
                 let time = run(&contestants[number].1);
                 // The first rounds fill the caches.
                 if round >= 3 {
@@ -260,7 +328,7 @@ impl Bench {
             let mut cells = Vec::new();
             let direct = user == "postgres" && sslmode == "disable";
             cells.push(match direct {
-                true => trip(&proxy, &self.floor("try", at, &command)),
+                true => trip(&proxy, &self.floor("floor", "try", at, &command)),
                 false => "-".to_owned(),
             });
             for (_, program) in &self.pglocks {
@@ -308,7 +376,10 @@ impl Bench {
             let stamp = self.stamp();
             (line(&[&stamp, "hold"]), line(&[&stamp]))
         };
-        let mut contestants = vec![("floor", hold(&|command| self.floor("wait", at, command)))];
+        let mut contestants = vec![(
+            "floor",
+            hold(&|command| self.floor("floor", "wait", at, command)),
+        )];
         for (name, program) in &self.pglocks {
             let pglock = |command: &[&str]| self.pglock(program, at, &["--block"], command);
             contestants.push((name, hold(&pglock)));
@@ -395,6 +466,16 @@ fn peak(run: &Run) -> String {
     format!("{} + {guardian}", of(&pid.to_string()))
 }
 
+/// Has a contestant find nothing in its environment that speaks of a server but the password.
+fn set_environment(command: &mut Command) {
+    for (name, _) in std::env::vars_os() {
+        if name.as_encoded_bytes().starts_with(b"PG") {
+            command.env_remove(name);
+        }
+    }
+    command.env(janitor::TAG, tag()).env("PGPASSWORD", "secret");
+}
+
 /// A contestant that runs.
 struct Run {
     line: Vec<String>,
@@ -409,17 +490,10 @@ impl Run {
         let mut command = Command::new(&line[0]);
         command
             .args(&line[1..])
-            .env(janitor::TAG, tag())
-            .env("PGPASSWORD", "secret")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::null());
-        for (name, _) in std::env::vars_os() {
-            let name = name.to_string_lossy();
-            if name.starts_with("PG") && name != "PGPASSWORD" {
-                command.env_remove(&*name);
-            }
-        }
+        set_environment(&mut command);
         let started = now();
         let mut child = command.spawn().unwrap_or_else(|e| panic!("{line:?}: {e}"));
         let (input, output) = (child.stdin.take(), child.stdout.take());
