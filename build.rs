@@ -297,7 +297,34 @@ _arguments -S -s \\
 }
 
 fn fish() -> String {
-    let mut text = String::from("# Completion of pglock for fish; made from the table of flags.\n");
+    let options: Vec<String> = FLAGS
+        .iter()
+        .map(|flag| {
+            let short = flag
+                .short
+                .map_or(String::new(), |letter| format!("{letter}/"));
+            let value = match flag.value {
+                Value::Switch => "",
+                _ => "=",
+            };
+            format!("{short}{}{value}", flag.name)
+        })
+        .collect();
+    let mut text = format!(
+        "# Completion of pglock for fish; made from the table of flags.
+# The command and its arguments, if there is one yet.
+function __fish_pglock_command
+    set -l words (commandline -opc) (commandline -ct)
+    set -e words[1]
+    argparse -s {} -- $words 2>/dev/null
+    test -n \"$argv\"
+    and not string match -q -- '-*' $argv[1]
+    and string join0 -- $argv
+end
+
+",
+        options.join(" ")
+    );
     for flag in FLAGS {
         let short = flag
             .short
@@ -309,10 +336,12 @@ fn fish() -> String {
         };
         let help = flag.help.replace('\\', "\\\\").replace('\'', "\\'");
         text.push_str(&format!(
-            "complete -c pglock -l {}{short}{value} -d '{help}'\n",
+            "complete -c pglock -n 'not __fish_pglock_command >/dev/null' -l {}{short}{value} -d '{help}'\n",
             flag.name
         ));
     }
-    text.push_str("complete -c pglock -x -a '(__fish_complete_subcommand)'\n");
+    text.push_str(
+        "complete -c pglock -x -a '(__fish_complete_subcommand --commandline (__fish_pglock_command | string split0))'\n",
+    );
     text
 }

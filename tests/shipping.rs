@@ -174,30 +174,71 @@ fn the_completions_can_be_read_by_their_shells() {
 }
 
 /// What bash offers for the last of these words.
-fn offers(words: &str) -> Vec<String> {
+fn bash_offers(words: &str) -> Option<String> {
     let script = format!(
         "source '{}'; COMP_WORDS=({words}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); _pglock; printf '%s\\n' \"${{COMPREPLY[@]}}\"",
         asset("pglock.bash").display()
     );
-    let text = succeed("bash", &["--norc", "-c", &script]).expect("bash");
-    text.lines().map(str::to_owned).collect()
+    succeed("bash", &["--norc", "-c", &script])
+}
+
+/// What fish offers.
+fn fish_offers(words: &str) -> Option<String> {
+    let script = format!(
+        "source '{}'; complete -C '{words}'",
+        asset("pglock.fish").display()
+    );
+    succeed("fish", &["--no-config", "-c", &script])
 }
 
 #[test]
-fn bash_offers_flags_and_then_commands() {
-    assert_eq!(offers("pglock --slo"), ["--slots"]);
-    assert_eq!(offers("pglock --wait 5 --lockn"), ["--lockname"]);
-    assert_eq!(offers("pglock --on-loss c"), ["continue"]);
-    for words in ["pglock --wait 5 en", "pglock -- en", "pglock --block en"] {
-        let offers = offers(words);
-        assert!(
-            offers.iter().any(|offer| offer == "env"),
-            "{words}: {offers:?}"
-        );
+fn bash_and_fish_offer_flags_and_then_commands() {
+    for offers in [bash_offers, fish_offers] {
+        for (words, offer) in [
+            ("pglock --slo", "--slots"),
+            ("pglock --wait 5 --lockn", "--lockname"),
+            ("pglock --on-loss c", "continue"),
+            ("pglock --wait 5 en", "env"),
+            ("pglock -- en", "env"),
+            ("pglock --block en", "env"),
+        ] {
+            let Some(text) = offers(words) else {
+                continue;
+            };
+            let is_there = text
+                .lines()
+                .any(|line| line.split_whitespace().next() == Some(offer));
+            assert!(is_there, "{words}: {text}");
+        }
+        // What follows the command is the command's.
+        let text = offers("pglock env --slo").unwrap_or_default();
+        assert!(!text.contains("--slots"), "{text}");
     }
-    // What follows the command is the command's.
-    let offers = offers("pglock env --slo");
-    assert!(!offers.iter().any(|offer| offer == "--slots"), "{offers:?}");
+}
+
+#[test]
+fn zsh_completes_flags_and_then_commands() {
+    if succeed("zsh", &["--version"]).is_none() {
+        return;
+    }
+    let scratch = Scratch::new();
+    fs::copy(asset("_pglock"), scratch.path().join("_pglock")).expect("copy");
+    let folder = scratch.path().display();
+    for (words, completed) in [
+        ("pglock --slo", "pglock --slots "),
+        ("pglock --wait 5 --lockn", "--lockname "),
+        ("pglock --on-loss c", "continue "),
+        ("pglock --wait 5 nohu", "nohup "),
+        ("pglock -- nohu", "nohup "),
+    ] {
+        // Typed at a terminal of its own; it is there when all that is expected has come out of it.
+        let script = format!(
+            "zmodload zsh/zpty; zpty shell env TERM=dumb zsh -f -i
+            zpty -w shell 'fpath=(\"{folder}\" $fpath); autoload -U compinit; compinit -D -u; PS1=; print rea''dy'
+            zpty -r shell text '*ready*'; zpty -n -w shell $'{words}\\t'; zpty -r shell text '*{completed}*'"
+        );
+        succeed("timeout", &["20", "zsh", "-f", "-c", &script]);
+    }
 }
 
 // The static program
