@@ -33,7 +33,7 @@ static:
 	@sh tests/setup.sh --static '$(static_host)'
 	OPENSSL_SRC_PERL='$(CURDIR)/tests/openssl-perl' OPENSSL_CONFIG_DIR=/etc/ssl \
 	CC_$(static_env)="$$(command -v musl-gcc || echo cc)" \
-	CFLAGS_$(static_env)='-Os -fno-unwind-tables -fno-asynchronous-unwind-tables' \
+	CFLAGS_$(static_env)='-O2 -fno-unwind-tables -fno-asynchronous-unwind-tables' \
 	RUSTFLAGS='-C target-feature=+crt-static -C relocation-model=static -C force-unwind-tables=no' \
 		cargo build --release --locked --features static --target '$(static_host)' --target-dir '$(target)/static/build'
 	@cp '$(target)/static/build/$(static_host)/release/pglock' '$(target)/static/pglock'
