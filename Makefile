@@ -11,9 +11,6 @@ endif
 prefix = $(or $(PREFIX),/usr/local)
 target := $(or $(CARGO_TARGET_DIR),target)
 host = $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
-# The C library of the static program: glibc would load its modules for names, those of the host at hand, all the same.
-static_host = $(subst -gnu,-musl,$(host))
-static_env = $(subst -,_,$(static_host))
 
 # What goes where, below $(DESTDIR)$(prefix): the shells' own folders for what packages bring.
 man := share/man/man1/pglock.1
@@ -30,13 +27,11 @@ build:
 # sslrootcert=system looks. No unwind tables, since nothing unwinds; no position-independent code, which would have to be
 # relocated at each start.
 static:
-	@sh tests/setup.sh --static '$(static_host)'
 	OPENSSL_SRC_PERL='$(CURDIR)/tests/openssl-perl' OPENSSL_CONFIG_DIR=/etc/ssl \
-	CC_$(static_env)="$$(command -v musl-gcc || echo cc)" \
-	CFLAGS_$(static_env)='-O2 -fno-unwind-tables -fno-asynchronous-unwind-tables' \
+	CFLAGS_$(subst -,_,$(host))='-O2 -fno-unwind-tables -fno-asynchronous-unwind-tables' \
 	RUSTFLAGS='-C target-feature=+crt-static -C relocation-model=static -C force-unwind-tables=no' \
-		cargo build --release --locked --features static --target '$(static_host)' --target-dir '$(target)/static/build'
-	@cp '$(target)/static/build/$(static_host)/release/pglock' '$(target)/static/pglock'
+		cargo build --release --locked --features static --target '$(host)' --target-dir '$(target)/static/build'
+	@cp -f '$(target)/static/build/$(host)/release/pglock' '$(target)/static/pglock'
 	@echo 'built $(target)/static/pglock'
 
 # What was built is installed as it is: root may have no cargo.
@@ -53,7 +48,7 @@ uninstall:
 	rm -f $(addprefix '$(DESTDIR)$(prefix)'/,bin/pglock $(man) $(completions))
 
 dist: static build
-	@sh tests/dist.sh '$(target)' '$(static_host)'
+	@sh tests/dist.sh '$(target)' '$(host)'
 
 setup:
 	@sh tests/setup.sh

@@ -69,9 +69,6 @@ struct Bench {
     scratch: Scratch,
     server: Server,
     etcd: Option<Etcd>,
-    /// The builds of the floor, by the name of the program: what all is compared with, and the one that is built with the C
-    /// library of static pglock.
-    floors: Vec<&'static str>,
     /// The builds of pglock: how it is called in the tables, and where it is.
     pglocks: Vec<(&'static str, PathBuf)>,
 }
@@ -87,23 +84,14 @@ struct At<'a> {
 impl Bench {
     fn new() -> Bench {
         let scratch = Scratch::new();
-        let compile = |compiler: &str, source: &str, name: &str| {
+        for name in ["floor", "stamp"] {
             let source =
-                Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/bench/{source}.c"));
-            let made = Command::new(compiler)
+                Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/bench/{name}.c"));
+            let made = Command::new(std::env::var_os("CC").unwrap_or("cc".into()))
                 .args(["-std=c11", "-D_GNU_SOURCE", "-O2", "-static", "-o"])
                 .args([&scratch.path().join(name), &source])
                 .status();
-            assert!(made.expect("start the C compiler").success(), "{name}");
-        };
-        compile("cc", "stamp", "stamp");
-        compile("cc", "floor", "floor");
-        let mut floors = vec!["floor"];
-        if installed("musl-gcc") {
-            compile("musl-gcc", "floor", "floor, musl");
-            floors.push("floor, musl");
-        } else {
-            println!("Not compared: the floor with musl (musl-gcc is not installed).");
+            assert!(made.expect("start the C compiler").success(), "{name}.c");
         }
         let mut pglocks = Vec::new();
         match std::env::var_os("PGLOCK_STATIC") {
@@ -129,7 +117,6 @@ impl Bench {
             etcd: Etcd::start(&scratch),
             scratch,
             server,
-            floors,
             pglocks,
         }
     }
@@ -171,10 +158,10 @@ impl Bench {
         }
     }
 
-    /// One of the floors, with `try` or `wait`.
-    fn floor(&self, name: &str, how: &str, at: At, command: &[&str]) -> Vec<String> {
+    /// The floor, with `try` or `wait`.
+    fn floor(&self, how: &str, at: At, command: &[&str]) -> Vec<String> {
         let port = at.port.to_string();
-        let program = self.program(name);
+        let program = self.program("floor");
         words(&[&[&program, how, "127.0.0.1", &port, at.user, "1"], command])
     }
 
@@ -205,10 +192,7 @@ impl Bench {
         let stamp = self.stamp();
         let command = [stamp.as_str()];
         let at = self.at();
-        let mut contestants = Vec::new();
-        for name in &self.floors {
-            contestants.push((*name, self.floor(name, "try", at, &command)));
-        }
+        let mut contestants = vec![("floor", self.floor("try", at, &command))];
         for (name, program) in &self.pglocks {
             contestants.push((name, self.pglock(program, at, &[], &command)));
         }
@@ -328,7 +312,7 @@ impl Bench {
             let mut cells = Vec::new();
             let direct = user == "postgres" && sslmode == "disable";
             cells.push(match direct {
-                true => trip(&proxy, &self.floor("floor", "try", at, &command)),
+                true => trip(&proxy, &self.floor("try", at, &command)),
                 false => "-".to_owned(),
             });
             for (_, program) in &self.pglocks {
@@ -376,10 +360,7 @@ impl Bench {
             let stamp = self.stamp();
             (line(&[&stamp, "hold"]), line(&[&stamp]))
         };
-        let mut contestants = vec![(
-            "floor",
-            hold(&|command| self.floor("floor", "wait", at, command)),
-        )];
+        let mut contestants = vec![("floor", hold(&|command| self.floor("wait", at, command)))];
         for (name, program) in &self.pglocks {
             let pglock = |command: &[&str]| self.pglock(program, at, &["--block"], command);
             contestants.push((name, hold(&pglock)));

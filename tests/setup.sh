@@ -3,7 +3,6 @@
 # manager. Where nothing is missing it does and says nothing.
 #
 #   tests/setup.sh            install what is missing
-#   tests/setup.sh --static TARGET   install what is missing to build the static program, for that target of Rust's
 #   tests/setup.sh --pg-bin   print the folder of the PostgreSQL server's programs
 #
 # PG_BIN=dir names that folder; then no server is installed.
@@ -68,23 +67,7 @@ has_libpq() {
     pkg-config --exists libpq 2>/dev/null || [ -e "$(pg_config --includedir 2>/dev/null)/libpq-fe.h" ]
 }
 
-# What OpenSSL is built with, and a compiler for the C library that the program brings along.
-check_static() {
-    missing=
-    has_compiler || missing="$missing compiler"
-    have make || missing="$missing make"
-    have perl || missing="$missing perl"
-    case $(cc -dumpmachine 2>/dev/null) in
-        *musl*) ;;
-        *) have musl-gcc || missing="$missing musl" ;;
-    esac
-}
-
 check() {
-    if [ -n "$static" ]; then
-        check_static
-        return
-    fi
     missing=
     has_compiler || missing="$missing compiler"
     has_libpq || missing="$missing libpq"
@@ -101,11 +84,9 @@ package_names() {
             apt-get/compiler) echo gcc libc6-dev ;;
             apt-get/libpq) echo libpq-dev pkg-config ;;
             apt-get/server) echo postgresql ;;
-            apt-get/musl) echo musl-tools ;;
             dnf/compiler) echo gcc ;;
             dnf/libpq) echo libpq-devel pkgconf-pkg-config ;;
             dnf/server) echo postgresql-server ;;
-            dnf/musl) echo musl-gcc ;;
             apk/compiler) echo gcc musl-dev ;;
             apk/libpq) echo libpq-dev pkgconf ;;
             apk/server) echo postgresql ;;
@@ -173,17 +154,8 @@ check_rust() {
     esac
 }
 
-# The standard library of Rust for another target than the machine's own.
-check_rust_target() {
-    [ -d "$(rustc --print sysroot)/lib/rustlib/$static/lib" ] && return
-    have rustup || die "the Rust toolchain has no standard library for $static, and there is no rustup to add it"
-    rustup target add "$static" || die "rustup could not add the target $static"
-}
-
-static=
 case ${1:-} in
     '') ;;
-    --static) static=${2:?} ;;
     --pg-bin)
         pg_bin || die "no PostgreSQL server found: 'make setup' installs one, PG_BIN=dir names one"
         exit
@@ -192,7 +164,6 @@ case ${1:-} in
 esac
 
 check_rust
-[ -z "$static" ] || check_rust_target
 check
 [ -n "$missing" ] || exit 0
 
