@@ -88,7 +88,7 @@ pub fn status(
     let target = Target::new(&config.server, &config.command).map_err(failed)?;
     let mut attempt = Attempt::new(config, start, signals, log, &target)?;
     attempt.run(|attempt, settings, hosts_left| {
-        let mut session = attempt.connect(settings, hosts_left)?;
+        let mut session = attempt.connect(settings, hosts_left, attempt.until)?;
         let claim = config.names_lock.then_some(&attempt.claim);
         let sql = status::sql(session.connection(), claim);
         let outcomes = attempt.exchange(&mut session, &sql, Duration::ZERO, false)?;
@@ -244,7 +244,7 @@ impl<'a> Attempt<'a> {
     /// Connects to one host and obtains the lock there. The time there is for connecting is shared with the
     /// hosts that are left, so that one that does not answer leaves some to the next.
     fn try_host(&mut self, settings: &Conninfo, hosts_left: u32) -> Result<Held, Failure> {
-        let mut session = self.connect(settings, hosts_left)?;
+        let mut session = self.connect(settings, hosts_left, self.until)?;
         self.hold = Hold::Session;
         let connection = session.connection();
         if let Some(version) = connection.reported(c"crdb_version") {
@@ -270,15 +270,15 @@ impl<'a> Attempt<'a> {
         // A guardian is bound to one connection.
         self.guardian = None;
         let (lock, mut token) = self.obtain(&mut session)?;
+        if self.config.fence && token.is_none() {
+            token = Some(self.token(settings, &mut session, lock)?);
+        }
         // An answer that was long under way, in a pool's queue say, leaves little of the lease: one more sign
         // of the server, and it is whole.
         if let Some(ttl) = self.claim.settings.ttl
             && sys::now() > self.sent + ttl / 3
         {
             self.exchange(&mut session, c";", Duration::ZERO, true)?;
-        }
-        if self.config.fence && token.is_none() {
-            token = Some(self.token(settings, &mut session, lock)?);
         }
         self.describe(&session, lock.hold());
         let guardian = self.guardian.take().ok_or_else(|| failed("no guardian"))?;
@@ -294,14 +294,19 @@ impl<'a> Attempt<'a> {
         })
     }
 
-    /// Connects to one host. A look-up of a name may block, which cannot be taken back: it ends pglock at
-    /// the deadline.
-    fn connect(&self, settings: &Conninfo, hosts_left: u32) -> Result<Session, Failure> {
+    /// Connects to one host, by the end of the wait if it is that. A look-up of a name may block, which cannot be
+    /// taken back: it ends pglock at the deadline.
+    fn connect(
+        &self,
+        settings: &Conninfo,
+        hosts_left: u32,
+        until: Option<Duration>,
+    ) -> Result<Session, Failure> {
         let timeout = self
             .config
             .connect_timeout
             .map(|timeout| sys::now() + timeout);
-        let deadline = timeout.into_iter().chain(self.until).min();
+        let deadline = timeout.into_iter().chain(until).min();
         let time = left(deadline).unwrap_or_default();
         let late = format!(
             "could not connect: no answer from {} within {} s",
@@ -537,10 +542,12 @@ impl<'a> Attempt<'a> {
         let mut until = None;
         loop {
             let asked = sys::now();
-            let sql = self.claim.age_sql(session.connection());
+            let sql = self.claim.age_sql(session.connection(), self.hold);
             let outcomes = self.call(session, &sql, Duration::ZERO)?;
-            if let Some(Outcome::Failed(error)) = outcomes.last() {
-                return Err(failed(error).into());
+            match outcomes.last() {
+                Some(Outcome::Failed(error)) if self.claim.settings.refuse(error) => continue,
+                Some(Outcome::Failed(error)) => return Err(failed(error).into()),
+                _ => {}
             }
             let time = lock::hold_off(&outcomes).ok_or_else(|| {
                 failed("the server answered the question for its age with something else")
@@ -588,7 +595,8 @@ impl<'a> Attempt<'a> {
         session: &mut Session,
         lock: Lock,
     ) -> Result<u64, Failure> {
-        let taken = self.connect(settings, 1).and_then(|mut other| {
+        // The wait may be over: the lock is held already.
+        let taken = self.connect(settings, 1, None).and_then(|mut other| {
             let outcomes = self.exchange(&mut other, &Claim::token_sql(), Duration::ZERO, false)?;
             lock::token(&outcomes).ok_or_else(|| failed("the server gave no fencing token").into())
         });

@@ -48,6 +48,8 @@ impl Exit {
         match change {
             Change::Exited(status) => Self::Status(status),
             Change::Killed(signal) | Change::Stopped(signal) => Self::Signal(signal),
+            // No end.
+            Change::Continued => Self::Status(0),
         }
     }
 }

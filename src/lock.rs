@@ -312,7 +312,8 @@ impl Claim {
     /// of initdb, before the start, and know of no checkpoint; a clean stop counts one, and after any other
     /// the statistics begin anew, after the start. Before version 15 they do not tell. And whether a holder has
     /// its lock again, so that who does not wait for the lock need not wait here; with slots it may not be the last.
-    pub fn age_sql(&self, connection: &Connection) -> CString {
+    /// A session that is to hold off gets its settings first, or a timeout of the role's own would end it meanwhile.
+    pub fn age_sql(&self, connection: &Connection, hold: Hold) -> CString {
         let ttl = self.settings.ttl.unwrap_or_default().as_secs();
         let lost = LOST.join(", ");
         let [start, reset] = LOST;
@@ -343,8 +344,12 @@ impl Claim {
         } else {
             "false".to_owned()
         };
+        let settings = match hold {
+            Hold::Session => format!("{}; ", self.settings.sql(connection, hold, 0)),
+            Hold::Transaction => String::new(),
+        };
         sql(format!(
-            "select {ttl} - extract(epoch from pg_catalog.clock_timestamp() - greatest({lost})), {is_first}, \
+            "{settings}select {ttl} - extract(epoch from pg_catalog.clock_timestamp() - greatest({lost})), {is_first}, \
              {is_held}"
         ))
     }

@@ -106,6 +106,8 @@ pub fn run(
         ended: None,
         lost: false,
         paused: false,
+        halted: false,
+        farewell: false,
         terminal: terminal.as_ref(),
         command,
         timer: Timer::new(),
@@ -196,6 +198,10 @@ struct Supervisor<'a> {
     lost: bool,
     /// Whether pglock has stopped the command, see [`Supervisor::pause`].
     paused: bool,
+    /// Whether somebody else has.
+    halted: bool,
+    /// Whether the server has said of itself that it ends sessions, when it ended this one.
+    farewell: bool,
     /// The controlling terminal, where there is a shell to stop for.
     terminal: Option<&'a Terminal>,
     command: Command,
@@ -247,6 +253,7 @@ impl Supervisor<'_> {
     fn next_deadline(&self) -> Option<Moment> {
         let lease = self.lease.as_ref();
         let stage = match self.stage {
+            Stage::Running if self.paused => lease.map(Lease::kill_at),
             Stage::Running => lease.map(Lease::terminate_at),
             Stage::Stopping(kill_at) => Some(self.kill_at(kill_at)),
             Stage::Killed(_) => None,
@@ -288,13 +295,14 @@ impl Supervisor<'_> {
             if pid == self.command.pid() {
                 match change {
                     Change::Stopped(signal) => self.stopped(signal),
+                    Change::Continued => self.halted = false,
                     ended => self.ended = Some(ended),
                 }
             } else if self
                 .guardian
                 .as_ref()
                 .is_some_and(|guardian| guardian.pid() == pid)
-                && !matches!(change, Change::Stopped(_))
+                && matches!(change, Change::Exited(_) | Change::Killed(_))
             {
                 self.replace_guardian();
             }
@@ -346,7 +354,7 @@ impl Supervisor<'_> {
                     self.continue_command();
                 }
             }
-            signal if self.beats() => self.command.signal(signal),
+            signal if self.beats() && !self.paused => self.command.signal(signal),
             // Not with a SIGCONT behind it.
             signal => self.command.note(signal),
         }
@@ -365,6 +373,9 @@ impl Supervisor<'_> {
     /// The command was stopped. Where there is a terminal there may be a shell that should see pglock
     /// stopped too; elsewhere it is for whoever stopped the command to continue it.
     fn stopped(&mut self, signal: Signal) {
+        if !self.paused {
+            self.halted = true;
+        }
         let Some(terminal) = self.terminal else {
             return;
         };
@@ -388,9 +399,15 @@ impl Supervisor<'_> {
         }
     }
 
-    /// Lets a command run on that was paused.
+    /// Whether the server may have given the lock to somebody else by now.
+    fn lease_is_over(&self) -> bool {
+        self.lease
+            .is_some_and(|lease| lease.kill_at() <= sys::now())
+    }
+
+    /// Lets a command run on that was paused, unless somebody else wants it stopped.
     fn unpause(&mut self) {
-        if std::mem::take(&mut self.paused) {
+        if std::mem::take(&mut self.paused) && !self.halted {
             self.command.note(Signal::CONT);
         }
     }
@@ -457,6 +474,13 @@ impl Supervisor<'_> {
         let now = sys::now();
         match self.stage {
             Stage::Running if self.ended.is_some() => {}
+            // Continued, it might run beside another holder: a stopped command cannot end by itself.
+            Stage::Running if self.paused => {
+                if self.lease_is_over() {
+                    let silence = self.silence();
+                    self.kill(format_args!("no answer from the server for {silence}"));
+                }
+            }
             Stage::Running => {
                 if let Some(lease) = self.lease
                     && lease.terminate_at() <= now
@@ -518,10 +542,10 @@ impl Supervisor<'_> {
                 }
             }
             Link::Down(retry_at) if *retry_at <= now && self.stage == Stage::Running => {
-                self.link = match Session::start(self.settings) {
-                    Ok(session) => Link::Connecting(session, now + ATTEMPT),
-                    Err(_) => Link::Down(now + RETRY),
-                };
+                match Session::start(self.settings) {
+                    Ok(session) => self.link = Link::Connecting(session, now + ATTEMPT),
+                    Err(error) => self.not_reconnected(&error),
+                }
             }
             Link::Connecting(_, until) if *until <= now => self.link = Link::Down(now),
             _ => {}
@@ -580,14 +604,22 @@ impl Supervisor<'_> {
                 }
             }
             Err(error) if matches!(self.link, Link::Connecting(..)) => {
-                // cannot_connect_now: the server itself says that it is shutting down or starting.
-                if error.sqlstate.as_deref() == Some("57P03") {
-                    self.unpause();
-                }
-                self.link = Link::Down(sys::now() + RETRY);
+                self.not_reconnected(&error);
             }
             Err(error) => self.disconnected(&error),
         }
+    }
+
+    /// An attempt to connect again has failed. A server that goes down or comes up has no other holders; where
+    /// there is nobody to say so, it is only known of one that has said so before, for there may be another way to
+    /// a server that runs on.
+    fn not_reconnected(&mut self, error: &pq::Error) {
+        // cannot_connect_now.
+        let goes_down = error.sqlstate.as_deref() == Some("57P03");
+        if (goes_down || (self.farewell && !error.reached)) && !self.lease_is_over() {
+            self.unpause();
+        }
+        self.link = Link::Down(sys::now() + RETRY);
     }
 
     /// The connection is closed. That is not the end yet: the lease goes on.
@@ -597,6 +629,8 @@ impl Supervisor<'_> {
             "the connection to the server was lost, {silence} after its last sign: {error}"
         ));
         self.link = Link::Gone;
+        // admin_shutdown, crash_shutdown.
+        self.farewell = matches!(error.sqlstate.as_deref(), Some("57P01" | "57P02"));
         match self.stage {
             Stage::Running if self.lease.is_some() => {
                 self.pause();
@@ -624,10 +658,12 @@ impl Supervisor<'_> {
         }
         match question {
             Question::Beat => self.renew(sent),
-            Question::Lift => {
+            Question::Lift if matches!(self.stage, Stage::Suspending(_)) => {
                 self.ward.set_deadline(None);
                 self.suspend();
             }
+            // It came too late to stop for.
+            Question::Lift => {}
             Question::Retake => self.retaken(sent, outcomes),
             Question::Age => {
                 // Asked of a server that has just answered, it says what there is to know.
@@ -639,6 +675,9 @@ impl Supervisor<'_> {
             Question::Check => match self.lock.verdict(outcomes) {
                 Verdict::Held(..) => {
                     self.renew(sent);
+                    if self.lease_is_over() {
+                        return self.kill("the answer that it is still held came too late");
+                    }
                     if let Some(guardian) = &self.guardian {
                         guardian.wake();
                     }
@@ -687,7 +726,9 @@ impl Supervisor<'_> {
     fn keep_retaken(&mut self, sent: Moment, restarted: bool) {
         let silence = self.silence();
         self.renew(sent);
-        if restarted {
+        if self.lease_is_over() {
+            self.kill("the answer that it was taken again came too late");
+        } else if restarted {
             self.unpause();
             self.log.info(format_args!(
                 "The server was restarted; the lock was taken again {silence} after its last sign, and nobody \

@@ -795,17 +795,27 @@ pub enum Change {
     Killed(Signal),
     /// A signal stopped it.
     Stopped(Signal),
+    /// It was continued.
+    Continued,
 }
 
 /// A child whose state has changed, `None` where none has.
 pub fn reap() -> Option<(Pid, Change)> {
     let mut status = 0;
     // SAFETY: the call fills the number.
-    let pid = unsafe { libc::waitpid(-1, &mut status, libc::WNOHANG | libc::WUNTRACED) };
+    let pid = unsafe {
+        libc::waitpid(
+            -1,
+            &mut status,
+            libc::WNOHANG | libc::WUNTRACED | libc::WCONTINUED,
+        )
+    };
     if pid <= 0 {
         return None;
     }
-    let change = if libc::WIFSTOPPED(status) {
+    let change = if libc::WIFCONTINUED(status) {
+        Change::Continued
+    } else if libc::WIFSTOPPED(status) {
         Change::Stopped(Signal(libc::WSTOPSIG(status)))
     } else if libc::WIFSIGNALED(status) {
         Change::Killed(Signal(libc::WTERMSIG(status)))

@@ -255,6 +255,32 @@ fn a_reset_that_lets_another_have_the_lock_kills_the_command_at_once() {
 }
 
 #[test]
+fn after_a_reset_the_command_does_not_run_on_beside_another_holder_while_there_is_no_way_back() {
+    let server = Server::new();
+    let proxy = Proxy::new(&server);
+    let run = start(at(&proxy), DEAF);
+    let command = command_of(run.pid());
+    let mut other = server.session();
+    other.send("select pg_advisory_lock(1)");
+    eventually("it waits", PATIENCE, || server.waiters(1).first().copied());
+    proxy.refuse();
+    proxy.strike(What::Reset);
+    other.answer();
+    processes::wait_for_state("the command", command, "T");
+    // Not for that either: it would be for the command to end, which it cannot without running on.
+    run.signal(Signal::SIGTERM);
+    let output = run.wait();
+    output.assert_status(124).assert_stdout("ready\n");
+    assert_says(
+        &output,
+        &[
+            "the lock is lost: no answer from the server for ",
+            "; killing the command",
+        ],
+    );
+}
+
+#[test]
 fn a_partition_that_heals_in_time_kills_nothing() {
     let server = Server::new();
     let proxy = Proxy::new(&server);
@@ -490,6 +516,57 @@ fn a_restart_or_a_crash_does_not_disturb_the_command() {
             scope.spawn(move || survives(restart));
         }
     });
+}
+
+#[test]
+fn a_server_that_goes_down_and_stays_so_has_the_command_told_to_end() {
+    for how in [Stop::Fast, Stop::Immediate] {
+        let server = Server::new();
+        let run = start(on(&server), POLITE);
+        server.stop(how);
+        let output = run.wait();
+        output.assert_status(124).assert_stdout("ready\ntold\n");
+        assert_says(
+            &output,
+            &[
+                "the lock is lost: no answer from the server for ",
+                "; stopping the command",
+            ],
+        );
+    }
+}
+
+#[test]
+fn a_restart_does_not_continue_a_command_that_somebody_has_stopped() {
+    let server = Server::new();
+    let run = start(Pglock::on(&server).flags(LONG), POLITE);
+    let command = command_of(run.pid());
+    run.signal(Signal::SIGTSTP);
+    processes::wait_for_state("the command", command, "T");
+    server.restart(Stop::Fast);
+    run.wait_for_line("The server was restarted; the lock was taken again ");
+    assert_eq!(server::state(command), Some('T'));
+    run.signal(Signal::SIGCONT);
+    processes::wait_for_state("the command", command, "SR");
+    run.signal(Signal::SIGTERM);
+    run.wait().assert_status(3);
+}
+
+#[test]
+fn timeouts_of_a_role_do_not_end_one_who_holds_off() {
+    let server = Server::new();
+    server.psql("create role tight login");
+    if version(&server) >= 140_000 {
+        server.psql("alter role tight set idle_session_timeout = '500ms'");
+    }
+    server.restart(Stop::Fast);
+    let output = on(&server)
+        .env("PGLOCK_USER", "tight")
+        .command(["true"])
+        .run();
+    output.assert_status(0);
+    assert_says(&output, &["holding off for "]);
+    assert_never_says(&output, &["pglock: "]);
 }
 
 #[test]

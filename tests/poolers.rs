@@ -378,6 +378,29 @@ fn a_fenced_holder_behind_a_pooler_holds_nothing_back() {
 }
 
 #[test]
+fn a_token_that_comes_late_spoils_neither_the_wait_nor_the_lease() {
+    let server = Server::new();
+    let pooler = Pgbouncer::new(&server, "transaction", 2, &[]);
+    let mut busy = pooler.session();
+    busy.send("select pg_sleep(3.8)");
+    eventually("one of the two connections is busy", PATIENCE, || {
+        backends(&server).contains("|active|").then_some(())
+    });
+    // The token needs the busy one, when the wait is over and there is less left of the lease than the grace.
+    let output = pooler
+        .pglock()
+        .flags(["--fence", "--wait", "1", "--ttl", "5", "--grace", "1"])
+        .sh("sleep 0.5; exit 7")
+        .run();
+    output.assert_status(7);
+    assert!(
+        output.elapsed > Duration::from_secs(3),
+        "{}",
+        output.report()
+    );
+}
+
+#[test]
 fn a_pool_without_room_for_the_token_is_said_to_be_too_small() {
     let server = Server::new();
     let pooler = Pgbouncer::new(&server, "transaction", 1, &[]);

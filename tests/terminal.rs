@@ -511,6 +511,28 @@ fn the_lease_is_in_force_again_after_fg() {
 }
 
 #[test]
+fn a_late_answer_to_the_stop_does_not_undo_fg() {
+    let server = Server::new();
+    let mut pty = Pty::new(&server);
+    pty.line("pglock sh -c 'echo rea\"\"dy; read -r line; echo got $line; exit 6'");
+    pty.expect("ready");
+    let pglock = pty.pglock();
+    wait_for_foreground(&pty, command_of(pglock));
+    let backend = Pid::from_raw(server.holders(1)[0]);
+    kill(backend, Signal::SIGSTOP).expect("freeze the backend");
+    pty.press(CTRL_Z);
+    pty.expect("Stopped");
+    pty.prompt();
+    pty.line("fg");
+    wait_for_state("pglock", pglock, "S");
+    kill(backend, Signal::SIGCONT).expect("thaw the backend");
+    pty.line("a word");
+    pty.expect("got a word");
+    pty.prompt();
+    assert_eq!(status(&mut pty), "6");
+}
+
+#[test]
 fn a_stopped_pglock_whose_lock_is_lost_does_not_let_the_command_continue() {
     let server = Server::new();
     let scratch = Scratch::new();
