@@ -14,6 +14,7 @@ use crate::lease::{Lease, Terms};
 use crate::lock::{self, Caution, Claim, Lock, TURN, Verdict};
 use crate::log::{self, Log};
 use crate::pq::{Error, Outcome};
+use crate::resolve::resolve;
 use crate::session::{Event, Session};
 use crate::settings::{Hold, Settings};
 use crate::status;
@@ -294,8 +295,8 @@ impl<'a> Attempt<'a> {
         })
     }
 
-    /// Connects to one host, by the end of the wait if it is that. A look-up of a name may block, which cannot be
-    /// taken back: it ends pglock at the deadline.
+    /// Connects to one host, by the end of the wait if it is that. libpq may block for all that, in Kerberos say,
+    /// which cannot be taken back: that ends pglock at the deadline.
     fn connect(
         &self,
         settings: &Conninfo,
@@ -317,9 +318,12 @@ impl<'a> Attempt<'a> {
         let last_line = log::error_line(sys::wall_clock() + time.as_secs() as i64, &late);
         let status = Exit::Failed.status();
         let signals = self.signals;
-        let connected = signals
-            .while_blocking(deadline, &last_line, status, || Session::start(settings))
-            .map_err(Interrupt::Failed)
+        let connected = resolve(settings, signals, share)
+            .and_then(|settings| {
+                signals
+                    .while_blocking(deadline, &last_line, status, || Session::start(&settings))
+                    .map_err(Interrupt::Failed)
+            })
             .and_then(|mut session| {
                 loop {
                     drive::ready(&session, signals, share)?;

@@ -70,7 +70,11 @@ pub fn pause(signals: &Signals, until: Duration) -> Result<(), Interrupt> {
     }
 }
 
-fn wait_or_signal(
+/// Waits for something else.
+///
+/// # Errors
+/// What came before that.
+pub fn wait_or_signal(
     wait: sys::Wait,
     signals: &Signals,
     deadline: Option<Duration>,

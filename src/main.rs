@@ -14,6 +14,7 @@ mod lease;
 mod lock;
 mod log;
 mod pq;
+mod resolve;
 mod session;
 mod settings;
 mod status;
@@ -36,6 +37,7 @@ c_main!(run);
 fn run(arguments: Vec<OsString>) -> u8 {
     let start = sys::now();
     sys::occupy_standard_descriptors();
+    sys::load_no_modules();
     let variables: Vec<_> = std::env::vars_os().collect();
     let exit = match config::read(arguments, &variables) {
         Ok(Request::Help) => print(&flags::help()),

@@ -92,7 +92,7 @@ pub struct Connection {
 
 impl Connection {
     /// Begins to connect (`PQconnectStartParams`). Of settings given twice the later counts, and libpq
-    /// adds what its own sources say. Resolves host names, which may block.
+    /// adds what its own sources say. Resolves host names that have no address, which may block.
     ///
     /// # Errors
     /// A setting that libpq does not take.
@@ -128,8 +128,8 @@ impl Connection {
         Ok(connection)
     }
 
-    /// Carries connecting on (`PQconnectPoll`) when what it [wants](Self::wants) is there. May resolve
-    /// the next host's name, which may block.
+    /// Carries connecting on (`PQconnectPoll`) when what it [wants](Self::wants) is there. May block where a
+    /// library of libpq's does, for Kerberos say.
     ///
     /// # Errors
     /// No host could be connected to, or the server refused.

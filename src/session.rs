@@ -29,7 +29,7 @@ pub enum Event {
 }
 
 impl Session {
-    /// Begins to connect. May block in the look-up of a host name.
+    /// Begins to connect. May block in the look-up of a host name, if it has no address.
     ///
     /// # Errors
     /// As [`Connection::start`].
@@ -50,7 +50,7 @@ impl Session {
         self.connection.wants()
     }
 
-    /// Whether the connection is still being made, so that a step may block in the look-up of a name.
+    /// Whether the connection is still being made, so that a step may block, in Kerberos say.
     pub fn is_connecting(&self) -> bool {
         matches!(self.stage, Stage::Connecting)
     }

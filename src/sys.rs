@@ -100,6 +100,23 @@ pub fn occupy_standard_descriptors() {
     }
 }
 
+/// Has names of users and hosts looked up in files and by DNS only. The static program would load what else the
+/// host's `nsswitch.conf` names, made for the host's own glibc, and crash in it.
+pub fn load_no_modules() {
+    #[cfg(all(feature = "static", target_env = "gnu"))]
+    {
+        unsafe extern "C" {
+            fn __nss_configure_lookup(database: *const c_char, services: *const c_char) -> c_int;
+        }
+        for (database, services) in [(c"passwd", c"files"), (c"hosts", c"files dns")] {
+            // SAFETY: declared as in nss.h. Both strings live for ever, and there is one thread.
+            unsafe {
+                __nss_configure_lookup(database.as_ptr(), services.as_ptr());
+            }
+        }
+    }
+}
+
 // Time
 
 /// Time since the machine started, time that it was suspended included where the system can tell.
@@ -446,8 +463,8 @@ fn every_signal() -> impl Iterator<Item = c_int> {
 
 /// Where the handler writes the numbers of the signals that arrive.
 static SIGNAL_PIPE: AtomicI32 = AtomicI32::new(-1);
-/// Whether this process is the command's, and about to execute it.
-static IN_COMMAND: AtomicBool = AtomicBool::new(false);
+/// Whether this process is a child of pglock's, to which a signal does what it does by default.
+static IN_CHILD: AtomicBool = AtomicBool::new(false);
 /// Whether a call is running that a signal has to end together with pglock.
 static BLOCKING: AtomicBool = AtomicBool::new(false);
 /// When that call has to be over, in nanoseconds of [`now`]'s clock.
@@ -462,7 +479,7 @@ static BLOCKING_STATUS: AtomicI32 = AtomicI32::new(0);
 extern "C" fn handle(signal: c_int) {
     // SAFETY: errno is the thread's own; what follows may change it under the code that it interrupts.
     let saved = unsafe { *errno() };
-    if IN_COMMAND.load(Ordering::Relaxed) {
+    if IN_CHILD.load(Ordering::Relaxed) {
         // It comes again, and does what it does by default, when this handler is left.
         // SAFETY: both calls take numbers only and are safe in a handler.
         unsafe {
@@ -591,7 +608,7 @@ impl Signals {
             .collect()
     }
 
-    /// Runs a call that may block, a look-up of a host name say. A signal that would end pglock does so
+    /// Runs a call that may block, in Kerberos say. A signal that would end pglock does so
     /// at once, and so does the deadline, with this line on standard error and this exit status. Only
     /// for when nothing is held that would have to be released.
     pub fn while_blocking<T>(
@@ -900,7 +917,7 @@ pub fn spawn(
         // SAFETY: all pointers are into vectors that live in this frame, or for ever, and the arrays end with a
         // null pointer, as `execvp` demands.
         unsafe {
-            IN_COMMAND.store(true, Ordering::Relaxed);
+            IN_CHILD.store(true, Ordering::Relaxed);
             libc::setpgid(0, 0);
             let error = match prepare(Pid(libc::getpid())) {
                 Ok(()) => {
@@ -942,33 +959,77 @@ pub fn spawn(
     })
 }
 
-/// Runs a call in a child of its own, for at most this long: it may block, and a signal's handler could
-/// not end it.
-pub fn run_in_child(limit: Duration, call: impl FnOnce()) {
-    let Ok((end, write_end)) = pipe() else {
-        return;
-    };
+/// A child that makes a call which may block, where a signal's handler could not end it. It is killed when this is
+/// dropped.
+pub struct Inquiry {
+    child: Pid,
+    answer: OwnedFd,
+}
+
+/// Has a child make a call.
+///
+/// # Errors
+/// The system has no process or descriptor left.
+pub fn inquire(call: impl FnOnce() -> String) -> io::Result<Inquiry> {
+    let (answer, write_end) = pipe()?;
+    // As in `spawn`.
+    let before = block_signals();
     // SAFETY: there is one thread, so the child finds nothing half done; it ends in `_exit`, so that nothing
     // of the parent's is dropped twice.
-    let pid = unsafe { libc::fork() };
-    if pid == 0 {
-        call();
+    let child = check(unsafe { libc::fork() });
+    if let Ok(0) = child {
+        IN_CHILD.store(true, Ordering::Relaxed);
+        set_mask(&before);
+        let text = call();
+        let _ = write_all(write_end.as_raw_fd(), text.as_bytes());
         exit(0);
     }
-    if pid == -1 {
-        return;
+    set_mask(&before);
+    Ok(Inquiry {
+        child: Pid(child?),
+        answer,
+    })
+}
+
+impl Inquiry {
+    /// What to give to [`poll`].
+    pub fn wait(&self) -> Wait {
+        Wait::read(self.answer.as_raw_fd())
     }
-    drop(write_end);
+
+    /// What came of the call, up to [`PIPE_BUF`] bytes; nothing if the child was killed.
+    pub fn answer(self) -> String {
+        let mut bytes = [0; PIPE_BUF];
+        let count = read(self.answer.as_raw_fd(), &mut bytes);
+        String::from_utf8_lossy(&bytes[..count]).into_owned()
+    }
+}
+
+impl Drop for Inquiry {
+    fn drop(&mut self) {
+        if is_running(self.child) {
+            kill(self.child);
+            wait_for(self.child);
+        }
+    }
+}
+
+/// Has a child make a call, for at most this long.
+pub fn run_in_child(limit: Duration, call: impl FnOnce()) {
+    let Ok(inquiry) = inquire(|| {
+        call();
+        String::new()
+    }) else {
+        return;
+    };
     let deadline = now() + limit;
     loop {
         let left = deadline.saturating_sub(now());
-        let mut waits = [Wait::read(end.as_raw_fd())];
+        let mut waits = [inquiry.wait()];
         if left.is_zero() || poll(&mut waits, Some(left)).is_err() || waits[0].ready {
             break;
         }
     }
-    kill(Pid(pid));
-    wait_for(Pid(pid));
 }
 
 // The guardian

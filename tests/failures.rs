@@ -1,8 +1,11 @@
 //! When anything is wrong before the lock is held, the command does not run: one clear line, status 125, in bounded time.
 
 use std::ffi::OsString;
+use std::net::UdpSocket;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
 
 use crate::support::*;
 
@@ -520,5 +523,89 @@ fn functions_of_the_user_s_own_do_not_stand_in_for_the_server_s() {
         );
         holder.finish().assert_status(0);
         assert_eq!(server.holders(1).len(), 0);
+    }
+}
+
+// Names
+
+/// pglock where the only name server takes questions and never answers; it asks for 10 s before it gives up.
+struct Silent {
+    scratch: Scratch,
+    _socket: UdpSocket,
+}
+
+impl Silent {
+    fn new() -> Silent {
+        // All of 127/8 is this machine; resolv.conf knows port 53 only.
+        let socket = (1..255)
+            .find_map(|last| UdpSocket::bind((format!("127.77.54.{last}"), 53)).ok())
+            .expect("an address of loopback whose port 53 is free");
+        let scratch = Scratch::new();
+        let address = socket.local_addr().expect("an address").ip();
+        scratch.file("resolv.conf", 0o644, format!("nameserver {address}\n"));
+        Silent {
+            scratch,
+            _socket: socket,
+        }
+    }
+
+    fn pglock(&self, server: &Server, flags: &[&str]) -> Pglock {
+        let file = self.scratch.path().join("resolv.conf");
+        let mount = "mount --bind \"$0\" /etc/resolv.conf && exec \"$@\"";
+        let mut words = vec!["unshare".to_owned(), "-m".to_owned(), "sh".to_owned()];
+        words.extend(["-c".to_owned(), mount.to_owned()]);
+        words.extend([
+            file.display().to_string(),
+            env!("CARGO_BIN_EXE_pglock").to_owned(),
+        ]);
+        words.extend(flags.iter().map(|&flag| flag.to_owned()));
+        words.extend(["echo".to_owned(), "ran".to_owned()]);
+        Pglock::at(server.port()).without_pglock().command(words)
+    }
+}
+
+#[test]
+fn a_silent_name_server_takes_its_share_of_the_time_and_no_more() {
+    let server = Server::builder().tcp().start();
+    let silent = Silent::new();
+    let list = ["--host", "nowhere.test,127.0.0.1", "--connect-timeout", "4"];
+    let output = silent.pglock(&server, &list).run();
+    output.assert_status(0).assert_stdout("ran\n");
+    assert!(
+        output.elapsed < Duration::from_secs(4),
+        "{}",
+        output.report()
+    );
+    // Who waits asks again.
+    let waits = [
+        "--host",
+        "nowhere.test",
+        "--connect-timeout",
+        "1",
+        "--wait",
+        "4",
+    ];
+    let output = silent.pglock(&server, &waits).run();
+    output.assert_failed(&["could not connect", "nowhere.test"]);
+    assert!(
+        output.elapsed > Duration::from_secs(3),
+        "{}",
+        output.report()
+    );
+    // A signal gets through, and is told of.
+    for signal in [Signal::SIGTERM, Signal::SIGINT] {
+        let run = silent.pglock(&server, &["--host", "nowhere.test"]).spawn();
+        run.wait_for_line("Connecting to PostgreSQL");
+        let sent = Instant::now();
+        run.signal(signal);
+        let output = run.wait();
+        assert!(
+            sent.elapsed() < Duration::from_secs(2),
+            "{}",
+            output.report()
+        );
+        output.assert_status(128 + signal as i32);
+        let said = output.stderr();
+        assert!(said.contains("came before the command ran"), "{said}");
     }
 }

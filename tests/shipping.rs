@@ -410,3 +410,30 @@ fn the_static_program_needs_no_shared_library() {
     let size = fs::metadata(&program).expect("its size").len();
     assert!(size < 5_000_000, "{size} bytes");
 }
+
+#[test]
+fn the_static_program_loads_no_modules_of_the_host() {
+    let Some(program) = std::env::var_os("PGLOCK_STATIC") else {
+        eprintln!("skipped: PGLOCK_STATIC names no static program; see make test-static");
+        return;
+    };
+    let server = Server::builder().tcp().start();
+    let scratch = Scratch::new();
+    // Debian's own order for users, and modules for hosts before what is built in.
+    let modules = "passwd: files systemd\nhosts: mymachines resolve files myhostname dns\n";
+    let file = scratch.file("nsswitch.conf", 0o644, modules);
+    let run = |user: &[&str]| {
+        let mount = "mount --bind \"$0\" /etc/nsswitch.conf && exec setpriv --reuid 4242 \"$@\"";
+        let file = file.display().to_string();
+        let program = program.to_string_lossy();
+        let unshare = ["unshare", "-m", "sh", "-c", mount, &file, &program];
+        Pglock::at(server.port())
+            .without_pglock()
+            .env_remove("PGLOCK_USER")
+            .command([&unshare[..], user, &["--host", "localhost", "true"]].concat())
+            .run()
+    };
+    run(&["--user", "postgres"]).assert_status(0);
+    // Nobody knows this one, so every module would be asked.
+    run(&[]).assert_failed(&["4242"]);
+}

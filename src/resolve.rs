@@ -1,0 +1,80 @@
+//! Looks the addresses of a host up in a child: the C library's look-up blocks, for ten seconds where a name
+//! server is silent, and neither a signal nor a deadline would get through.
+
+use std::ffi::{CStr, CString};
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::time::Duration;
+
+use crate::drive::{Interrupt, wait_or_signal};
+use crate::pq::Error;
+use crate::sys::{self, Signals};
+
+/// What the child's answer begins with if there is no address.
+const FAILURE: &str = "!";
+
+/// The settings with the addresses of their host, which libpq then tries in their order.
+///
+/// # Errors
+/// What came before they were known, or that there are none.
+pub fn resolve(
+    settings: &[(CString, CString)],
+    signals: &Signals,
+    deadline: Option<Duration>,
+) -> Result<Vec<(CString, CString)>, Interrupt> {
+    let mut settings = settings.to_vec();
+    let Some(host) = name(&settings).map(str::to_owned) else {
+        return Ok(settings);
+    };
+    let failed = |what: &str| {
+        Interrupt::Failed(Error {
+            message: format!("could not translate host name \"{host}\" to address: {what}"),
+            ..Error::default()
+        })
+    };
+    let inquiry =
+        sys::inquire(|| look_up(&host)).map_err(|error| failed(&format!("fork: {error}")))?;
+    wait_or_signal(inquiry.wait(), signals, deadline)?;
+    let answer = inquiry.answer();
+    if answer.is_empty() {
+        return Err(failed("the look-up was killed"));
+    }
+    if let Some(error) = answer.strip_prefix(FAILURE) {
+        return Err(failed(error));
+    }
+    // libpq wants as many names as addresses.
+    let names = vec![host.as_str(); answer.split(',').count()].join(",");
+    settings.retain(|(keyword, _)| keyword.as_c_str() != c"host");
+    for (keyword, value) in [(c"host", names), (c"hostaddr", answer)] {
+        settings.push((keyword.into(), CString::new(value).unwrap_or_default()));
+    }
+    Ok(settings)
+}
+
+/// The host, if it is one that has to be looked up.
+fn name(settings: &[(CString, CString)]) -> Option<&str> {
+    let value = |wanted: &CStr| {
+        let found = settings
+            .iter()
+            .find(|(keyword, _)| keyword.as_c_str() == wanted);
+        found.and_then(|(_, value)| value.to_str().ok())
+    };
+    let host = value(c"host").filter(|_| value(c"hostaddr").is_none())?;
+    let is_socket = host.is_empty() || host.starts_with(['/', '@']);
+    (!is_socket && host.parse::<IpAddr>().is_err()).then_some(host)
+}
+
+/// The addresses of a host, with commas between them.
+fn look_up(host: &str) -> String {
+    let shown = |address: SocketAddr| match address {
+        SocketAddr::V6(six) if six.scope_id() != 0 => format!("{}%{}", six.ip(), six.scope_id()),
+        address => address.ip().to_string(),
+    };
+    match (host, 0).to_socket_addrs() {
+        Ok(addresses) => addresses.map(shown).collect::<Vec<_>>().join(","),
+        Err(error) => {
+            let text = error.to_string();
+            let reason = text.rsplit(": ").next().unwrap_or_default();
+            format!("{FAILURE}{reason}")
+        }
+    }
+}
