@@ -239,13 +239,19 @@ _pglock() {{
     while ((index < COMP_CWORD)); do
         case ${{COMP_WORDS[index]}} in
             --) ((index++)); break ;;
-            {patterns}|{values}) ((index += 2)) ;;
+            {patterns}|{values})
+                # bash makes a word of its own of a =.
+                [[ ${{COMP_WORDS[index + 1]}} != = ]] || ((index++))
+                ((index += 2)) ;;
             -*) ((index++)) ;;
             *) break ;;
         esac
     done
     if ((index > COMP_CWORD)); then
-        case ${{COMP_WORDS[COMP_CWORD - 1]}} in
+        index=$((COMP_CWORD - 1))
+        [[ $current != = ]] || current=
+        [[ ${{COMP_WORDS[index]}} != = ]] || ((index--))
+        case ${{COMP_WORDS[index]}} in
 {choices}        esac
         return
     fi
@@ -284,8 +290,10 @@ _arguments -S -s \\
             Value::Choice(words) => format!(":{}:({})", flag.type_word(), words.join(" ")),
             _ => format!(":{}: ", flag.type_word()),
         };
+        // The value may be a word of its own, or follow after a =.
+        let sign = if value.is_empty() { "" } else { "=" };
         for spelling in spellings(flag) {
-            text.push_str(&format!("    '{spelling}[{help}]{value}' \\\n"));
+            text.push_str(&format!("    '{spelling}{sign}[{help}]{value}' \\\n"));
         }
     }
     text.push_str(

@@ -175,6 +175,8 @@ fn the_completions_can_be_read_by_their_shells() {
 
 /// What bash offers for the last of these words.
 fn bash_offers(words: &str) -> Option<String> {
+    // As bash splits them.
+    let words = words.replace('=', " = ");
     let script = format!(
         "source '{}'; COMP_WORDS=({words}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); _pglock; printf '%s\\n' \"${{COMPREPLY[@]}}\"",
         asset("pglock.bash").display()
@@ -198,16 +200,20 @@ fn bash_and_fish_offer_flags_and_then_commands() {
             ("pglock --slo", "--slots"),
             ("pglock --wait 5 --lockn", "--lockname"),
             ("pglock --on-loss c", "continue"),
+            ("pglock --on-loss=c", "continue"),
             ("pglock --wait 5 en", "env"),
+            ("pglock --wait=5 en", "env"),
             ("pglock -- en", "env"),
             ("pglock --block en", "env"),
         ] {
             let Some(text) = offers(words) else {
                 continue;
             };
-            let is_there = text
-                .lines()
-                .any(|line| line.split_whitespace().next() == Some(offer));
+            let is_there = text.lines().any(|line| {
+                let word = line.split_whitespace().next().unwrap_or_default();
+                // fish offers the flag with its value.
+                word == offer || word.ends_with(&format!("={offer}"))
+            });
             assert!(is_there, "{words}: {text}");
         }
         // What follows the command is the command's.
@@ -225,9 +231,10 @@ fn zsh_completes_flags_and_then_commands() {
     fs::copy(asset("_pglock"), scratch.path().join("_pglock")).expect("copy");
     let folder = scratch.path().display();
     for (words, completed) in [
-        ("pglock --slo", "pglock --slots "),
-        ("pglock --wait 5 --lockn", "--lockname "),
-        ("pglock --on-loss c", "continue "),
+        ("pglock --blo", "pglock --block "),
+        ("pglock --wait 5 --lockn", "--lockname="),
+        ("pglock --on-loss c", "--on-loss continue "),
+        ("pglock --on-loss=c", "--on-loss=continue "),
         ("pglock --wait 5 nohu", "nohup "),
         ("pglock -- nohu", "nohup "),
     ] {
