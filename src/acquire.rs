@@ -389,10 +389,7 @@ impl<'a> Attempt<'a> {
                         again: Again::IfWaiting,
                     }));
                 }
-                Verdict::Refused(error) if self.claim.settings.refuse(&error) => {
-                    self.log
-                        .detail(format_args!("The server refuses a setting: {error}."));
-                }
+                Verdict::Refused(error) if self.does_without(&error) => {}
                 Verdict::Refused(error) => {
                     return Err(Failure::Host(Trouble {
                         again: again(&error),
@@ -401,6 +398,16 @@ impl<'a> Attempt<'a> {
                 }
             }
         }
+    }
+
+    /// Whether an attempt failed for a setting that can be done without; then it is, from now on.
+    fn does_without(&mut self, error: &Error) -> bool {
+        let is_refusal = self.claim.settings.refuse(error);
+        if is_refusal {
+            self.log
+                .detail(format_args!("The server refuses a setting: {error}."));
+        }
+        is_refusal
     }
 
     /// How long there is to wait yet, for a lock that others hold.
@@ -549,7 +556,7 @@ impl<'a> Attempt<'a> {
             let sql = self.claim.age_sql(session.connection(), self.hold);
             let outcomes = self.call(session, &sql, Duration::ZERO)?;
             match outcomes.last() {
-                Some(Outcome::Failed(error)) if self.claim.settings.refuse(error) => continue,
+                Some(Outcome::Failed(error)) if self.does_without(error) => continue,
                 Some(Outcome::Failed(error)) => return Err(failed(error).into()),
                 _ => {}
             }
