@@ -611,7 +611,7 @@ impl Lock {
     /// Whether the answer to [`release_sql`](Self::release_sql) says that the lock was held until then.
     pub fn was_released(&self, outcomes: &[Outcome]) -> bool {
         match (self.hold, outcomes) {
-            (Hold::Session, [.., unlocked, Outcome::Done { .. }]) => unlocked.field(0) == Some("t"),
+            (Hold::Session, [_, unlocked, ..]) => unlocked.field(0) == Some("t"),
             (Hold::Transaction, [.., Outcome::Done { .. }]) => true,
             _ => false,
         }

@@ -1119,19 +1119,19 @@ pub fn fork_apart<const N: usize>(
     kept: [RawFd; N],
     job: impl FnOnce([RawFd; N]),
 ) -> io::Result<Pid> {
+    // As in `spawn`; the child leaves them blocked.
+    let before = block_signals();
     // SAFETY: there is one thread, so the child finds nothing half done; it ends in `_exit`, so that nothing
     // of the parent's is dropped twice.
-    let pid = check(unsafe { libc::fork() })?;
-    if pid != 0 {
-        return Ok(Pid(pid));
+    let pid = check(unsafe { libc::fork() });
+    if !matches!(pid, Ok(0)) {
+        set_mask(&before);
+        return pid.map(Pid);
     }
     let mut numbers = [0; N];
-    // SAFETY: the calls take numbers, a set that was filled, and strings that live for ever. The
-    // descriptors are first moved above those that they are to become, so that none is closed too early.
+    // SAFETY: the calls take numbers and strings that live for ever. The descriptors are first moved above
+    // those that they are to become, so that none is closed too early.
     unsafe {
-        let mut all = MaybeUninit::<libc::sigset_t>::zeroed();
-        libc::sigfillset(all.as_mut_ptr());
-        set_mask(all.assume_init_ref());
         libc::setsid();
         libc::chdir(c"/".as_ptr());
         let aside = kept.map(|descriptor| libc::fcntl(descriptor, libc::F_DUPFD, N as c_int));
