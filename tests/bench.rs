@@ -165,6 +165,22 @@ impl Bench {
         words(&[&[&program, how, "127.0.0.1", &port, at.user, "1"], command])
     }
 
+    /// What pglock asks the server for the lock with, from the server's log; but that it would not go on through a pooler,
+    /// which it tells by the number of its backend, is turned round.
+    fn lock_call(&self) -> String {
+        let mut logged = self.pglock(&self.pglocks[0].1, self.at(), &[], &["true"]);
+        logged.splice(0..0, words(&[&["env", "PGOPTIONS=-c log_statement=all"]]));
+        run_to_end(&logged);
+        let log = self.server.log();
+        let call = log.lines().find_map(|line| {
+            line.split_once("statement: ")?
+                .1
+                .strip_prefix("select case when ")
+        });
+        let call = call.expect("the lock call in the server's log");
+        format!("select case when {}", call.replacen("int4ne", "int4eq", 1))
+    }
+
     fn pglock(&self, program: &Path, at: At, flags: &[&str], command: &[&str]) -> Vec<String> {
         let port = at.port.to_string();
         let program = program.display().to_string();
@@ -192,7 +208,11 @@ impl Bench {
         let stamp = self.stamp();
         let command = [stamp.as_str()];
         let at = self.at();
-        let mut contestants = vec![("floor", self.floor("try", at, &command))];
+        let call = self.lock_call();
+        let mut contestants = vec![
+            ("floor", self.floor("try", at, &command)),
+            ("floor, pglock's lock call", self.floor(&call, at, &command)),
+        ];
         for (name, program) in &self.pglocks {
             contestants.push((name, self.pglock(program, at, &[], &command)));
         }
@@ -230,7 +250,8 @@ impl Bench {
             ])
             .args(["--prepare", &pause, "--export-markdown", &table]);
         for (name, line) in self.contestants() {
-            let line: Vec<String> = line.iter().map(|word| format!("'{word}'")).collect();
+            let quoted = |word: &String| format!("'{}'", word.replace('\'', "'\\''"));
+            let line: Vec<String> = line.iter().map(quoted).collect();
             hyperfine.args(["--command-name", name]).arg(line.join(" "));
         }
         set_environment(&mut hyperfine);
@@ -526,6 +547,14 @@ impl Drop for Run {
 struct Times {
     start: f64,
     whole: f64,
+}
+
+/// Runs something that is not timed.
+fn run_to_end(line: &[String]) {
+    let mut command = Command::new(&line[0]);
+    set_environment(command.args(&line[1..]).stderr(Stdio::null()));
+    let status = command.status().expect("start it");
+    assert!(status.success(), "{line:?}: {status}");
 }
 
 fn run(line: &[String]) -> Times {

@@ -566,6 +566,10 @@ impl Silent {
 
 #[test]
 fn a_silent_name_server_takes_its_share_of_the_time_and_no_more() {
+    if !nix::unistd::Uid::effective().is_root() {
+        eprintln!("skipped: only root can serve names");
+        return;
+    }
     let server = Server::builder().tcp().start();
     let silent = Silent::new();
     let list = ["--host", "nowhere.test,127.0.0.1", "--connect-timeout", "4"];

@@ -4,6 +4,9 @@
  * to give up.
  *
  *   floor try|wait ADDRESS PORT USER KEY COMMAND [ARG ...]
+ *   floor QUERY ADDRESS PORT USER KEY COMMAND [ARG ...]
+ *
+ * The second form takes the lock by a query of one's own, whose first word of an answer is "t" or "held" if it is held.
  */
 #include <arpa/inet.h>
 #include <netinet/in.h>
@@ -31,8 +34,8 @@ static void send_all(const char *bytes, size_t length)
 }
 
 /*
- * Reads up to ReadyForQuery, and tells whether the one field of the last row is "t" or empty, which is what a function that
- * returns nothing gives.
+ * Reads up to ReadyForQuery, and tells whether the first field of some row is "t" or "held ..." or empty, which is what a
+ * function that returns nothing gives.
  */
 static int answer(void)
 {
@@ -54,7 +57,7 @@ static int answer(void)
             if (head[0] == 'R' && length == 8 && memcmp(head + 5, "\0\0\0", 4) != 0)
                 fail("the server asks for a password");
             if (head[0] == 'D')
-                granted = length < 12 || head[11] == 't';
+                granted = granted || length < 12 || head[11] == 't' || head[11] == 'h';
             at += length + 1;
             if (head[0] == 'Z')
                 return granted;
@@ -71,10 +74,12 @@ static int answer(void)
 
 static int query(const char *sql)
 {
-    char message[256];
+    char message[4096];
     size_t length = strlen(sql) + 5;
     uint32_t size = htonl((uint32_t) length);
 
+    if (length > sizeof message - 1)
+        fail("too long a query");
     message[0] = 'Q';
     memcpy(message + 1, &size, 4);
     memcpy(message + 5, sql, length - 4);
@@ -121,7 +126,7 @@ int main(int count, char **words)
     start_up(words[4]);
 
     snprintf(sql, sizeof sql, "select pg_%sadvisory_lock(%s)", strcmp(words[1], "try") ? "" : "try_", words[5]);
-    if (!query(sql))
+    if (!query(strchr(words[1], ' ') ? words[1] : sql))
         return 0;
     pid_t child = fork();
     if (child == 0) {
