@@ -29,6 +29,9 @@ const LOOK: Duration = Duration::from_millis(20);
 /// When to rename a session that has waited. By then the command runs: while it is being started, an answer
 /// on the connection would look as if the server had ended the session.
 const RENAME: Duration = Duration::from_secs(1);
+/// How long before the guardian would pglock kills a command that is paused: it would look as if pglock had been
+/// frozen.
+const AHEAD: Duration = Duration::from_millis(100);
 /// How long to wait for the lease to be lifted before stopping without that.
 const LIFT: Duration = Duration::from_secs(1);
 
@@ -253,7 +256,7 @@ impl Supervisor<'_> {
     fn next_deadline(&self) -> Option<Moment> {
         let lease = self.lease.as_ref();
         let stage = match self.stage {
-            Stage::Running if self.paused => lease.map(Lease::kill_at),
+            Stage::Running if self.paused => lease.map(|lease| lease.kill_at() - AHEAD),
             Stage::Running => lease.map(Lease::terminate_at),
             Stage::Stopping(kill_at) => Some(self.kill_at(kill_at)),
             Stage::Killed(_) => None,
@@ -476,7 +479,10 @@ impl Supervisor<'_> {
             Stage::Running if self.ended.is_some() => {}
             // Continued, it might run beside another holder: a stopped command cannot end by itself.
             Stage::Running if self.paused => {
-                if self.lease_is_over() {
+                if self
+                    .lease
+                    .is_some_and(|lease| lease.kill_at() <= now + AHEAD)
+                {
                     let silence = self.silence();
                     self.kill(format_args!("no answer from the server for {silence}"));
                 }
