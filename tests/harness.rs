@@ -132,7 +132,8 @@ fn a_crashed_backend_ends_all_sessions_but_not_the_server() {
             .then_some(())
     });
     other.send("select 1");
-    assert!(other.try_answer(PATIENCE).expect("an answer").is_err());
+    let answer = other.try_answer(PATIENCE).expect("an answer");
+    assert!(answer.is_err(), "{answer:?}");
     eventually("the server has recovered", PATIENCE, || {
         server.log().contains("ready to accept").then_some(())
     });

@@ -126,7 +126,8 @@ impl Session {
             }
         }
         let text = text.trim_end().to_owned();
-        let refused = ["ERROR:", "FATAL:"].iter().any(|word| text.contains(word));
+        let words = ["ERROR:", "FATAL:", "server closed the connection"];
+        let refused = words.iter().any(|word| text.contains(word));
         Some(if refused { Err(text) } else { Ok(text) })
     }
 
