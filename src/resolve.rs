@@ -1,6 +1,7 @@
 //! Looks the addresses of a host up in a child: the C library's look-up blocks, for ten seconds where a name
 //! server is silent, and neither a signal nor a deadline would get through.
 
+use std::borrow::Cow;
 use std::ffi::{CStr, CString};
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::time::Duration;
@@ -12,18 +13,23 @@ use crate::sys::{self, Signals};
 /// What the child's answer begins with if there is no address.
 const FAILURE: &str = "!";
 
+/// How many addresses of a host are tried: so many fit into one answer, however long they are.
+const MOST: usize = 64;
+
+/// Keywords of libpq's and their values.
+type Settings = [(CString, CString)];
+
 /// The settings with the addresses of their host, which libpq then tries in their order.
 ///
 /// # Errors
 /// What came before they were known, or that there are none.
-pub fn resolve(
-    settings: &[(CString, CString)],
+pub fn resolve<'a>(
+    settings: &'a Settings,
     signals: &Signals,
     deadline: Option<Duration>,
-) -> Result<Vec<(CString, CString)>, Interrupt> {
-    let mut settings = settings.to_vec();
-    let Some(host) = name(&settings).map(str::to_owned) else {
-        return Ok(settings);
+) -> Result<Cow<'a, Settings>, Interrupt> {
+    let Some(host) = name(settings) else {
+        return Ok(settings.into());
     };
     let failed = |what: &str| {
         Interrupt::Failed(Error {
@@ -31,8 +37,8 @@ pub fn resolve(
             ..Error::default()
         })
     };
-    let inquiry =
-        sys::inquire(|| look_up(&host)).map_err(|error| failed(&format!("fork: {error}")))?;
+    let inquiry = sys::inquire(|| look_up(host))
+        .map_err(|error| failed(&format!("no process to look it up in: {error}")))?;
     wait_or_signal(inquiry.wait(), signals, deadline)?;
     let answer = inquiry.answer();
     if answer.is_empty() {
@@ -42,16 +48,17 @@ pub fn resolve(
         return Err(failed(error));
     }
     // libpq wants as many names as addresses.
-    let names = vec![host.as_str(); answer.split(',').count()].join(",");
+    let names = vec![host; answer.split(',').count()].join(",");
+    let mut settings = settings.to_vec();
     settings.retain(|(keyword, _)| keyword.as_c_str() != c"host");
     for (keyword, value) in [(c"host", names), (c"hostaddr", answer)] {
         settings.push((keyword.into(), CString::new(value).unwrap_or_default()));
     }
-    Ok(settings)
+    Ok(settings.into())
 }
 
 /// The host, if it is one that has to be looked up.
-fn name(settings: &[(CString, CString)]) -> Option<&str> {
+fn name(settings: &Settings) -> Option<&str> {
     let value = |wanted: &CStr| {
         let found = settings
             .iter()
@@ -70,7 +77,11 @@ fn look_up(host: &str) -> String {
         address => address.ip().to_string(),
     };
     match (host, 0).to_socket_addrs() {
-        Ok(addresses) => addresses.map(shown).collect::<Vec<_>>().join(","),
+        Ok(addresses) => addresses
+            .take(MOST)
+            .map(shown)
+            .collect::<Vec<_>>()
+            .join(","),
         Err(error) => {
             let text = error.to_string();
             let reason = text.rsplit(": ").next().unwrap_or_default();

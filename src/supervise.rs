@@ -256,7 +256,7 @@ impl Supervisor<'_> {
     fn next_deadline(&self) -> Option<Moment> {
         let lease = self.lease.as_ref();
         let stage = match self.stage {
-            Stage::Running if self.paused => lease.map(|lease| lease.kill_at() - AHEAD),
+            Stage::Running if self.paused => self.paused_until(),
             Stage::Running => lease.map(Lease::terminate_at),
             Stage::Stopping(kill_at) => Some(self.kill_at(kill_at)),
             Stage::Killed(_) => None,
@@ -351,9 +351,10 @@ impl Supervisor<'_> {
     fn pass_on(&mut self, signal: Signal) {
         match signal {
             Signal::CHLD => {}
+            // Then, and in the other stages, the command continues when the lock is known to be held.
+            Signal::CONT if self.paused => self.halted = false,
             Signal::CONT => {
-                // In the other stages the command continues when the lock is known to be held.
-                if self.beats() && !self.paused {
+                if self.beats() {
                     self.continue_command();
                 }
             }
@@ -400,6 +401,11 @@ impl Supervisor<'_> {
             self.command.note(Signal::STOP);
             self.paused = true;
         }
+    }
+
+    /// When to kill a command that is still paused.
+    fn paused_until(&self) -> Option<Moment> {
+        self.lease.map(|lease| lease.kill_at() - AHEAD)
     }
 
     /// Whether the server may have given the lock to somebody else by now.
@@ -479,10 +485,7 @@ impl Supervisor<'_> {
             Stage::Running if self.ended.is_some() => {}
             // Continued, it might run beside another holder: a stopped command cannot end by itself.
             Stage::Running if self.paused => {
-                if self
-                    .lease
-                    .is_some_and(|lease| lease.kill_at() <= now + AHEAD)
-                {
+                if self.paused_until().is_some_and(|until| until <= now) {
                     let silence = self.silence();
                     self.kill(format_args!("no answer from the server for {silence}"));
                 }

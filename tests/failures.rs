@@ -5,7 +5,7 @@ use std::net::UdpSocket;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
 
 use crate::support::*;
 
@@ -596,6 +596,14 @@ fn a_silent_name_server_takes_its_share_of_the_time_and_no_more() {
         "{}",
         output.report()
     );
+    // Nor does the end of the process that asks go unseen.
+    let run = silent.pglock(&server, &["--host", "nowhere.test"]).spawn();
+    run.wait_for_line("Connecting to PostgreSQL");
+    let asks = eventually("a process asks", PATIENCE, || {
+        processes::children(run.pid()).first().copied()
+    });
+    kill(asks, Signal::SIGKILL).expect("kill the process that asks");
+    run.wait().assert_failed(&["nowhere.test", "killed"]);
     // A signal gets through, and is told of.
     for signal in [Signal::SIGTERM, Signal::SIGINT] {
         let run = silent.pglock(&server, &["--host", "nowhere.test"]).spawn();

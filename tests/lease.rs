@@ -232,11 +232,11 @@ fn a_connection_that_is_reset_or_closed_ends_the_command() {
     }
 }
 
-#[test]
-fn a_reset_that_lets_another_have_the_lock_kills_the_command_at_once() {
-    let server = Server::new();
-    let proxy = Proxy::new(&server);
-    let run = start(at(&proxy), DEAF);
+/// A pglock whose connection has been reset, with no way back yet, and the session that has its lock since. Nobody
+/// knows of that one yet: the command stands still.
+#[track_caller]
+fn replaced(server: &Server, proxy: &Proxy) -> (Running, Session) {
+    let run = start(at(proxy), DEAF);
     let command = command_of(run.pid());
     let mut other = server.session();
     other.send("select pg_advisory_lock(1)");
@@ -244,8 +244,15 @@ fn a_reset_that_lets_another_have_the_lock_kills_the_command_at_once() {
     proxy.refuse();
     proxy.strike(What::Reset);
     other.answer();
-    // Nobody knows of the other yet: the command stands still.
     processes::wait_for_state("the command", command, "T");
+    (run, other)
+}
+
+#[test]
+fn a_reset_that_lets_another_have_the_lock_kills_the_command_at_once() {
+    let server = Server::new();
+    let proxy = Proxy::new(&server);
+    let (run, _other) = replaced(&server, &proxy);
     let opened = Instant::now();
     proxy.accept();
     let output = run.wait();
@@ -258,15 +265,7 @@ fn a_reset_that_lets_another_have_the_lock_kills_the_command_at_once() {
 fn after_a_reset_the_command_does_not_run_on_beside_another_holder_while_there_is_no_way_back() {
     let server = Server::new();
     let proxy = Proxy::new(&server);
-    let run = start(at(&proxy), DEAF);
-    let command = command_of(run.pid());
-    let mut other = server.session();
-    other.send("select pg_advisory_lock(1)");
-    eventually("it waits", PATIENCE, || server.waiters(1).first().copied());
-    proxy.refuse();
-    proxy.strike(What::Reset);
-    other.answer();
-    processes::wait_for_state("the command", command, "T");
+    let (run, _other) = replaced(&server, &proxy);
     // Not for that either: it would be for the command to end, which it cannot without running on.
     run.signal(Signal::SIGTERM);
     let output = run.wait();
@@ -547,6 +546,23 @@ fn a_restart_does_not_continue_a_command_that_somebody_has_stopped() {
     run.wait_for_line("The server was restarted; the lock was taken again ");
     assert_eq!(server::state(command), Some('T'));
     run.signal(Signal::SIGCONT);
+    processes::wait_for_state("the command", command, "SR");
+    run.signal(Signal::SIGTERM);
+    run.wait().assert_status(3);
+}
+
+#[test]
+fn one_that_is_continued_while_its_server_is_away_runs_when_it_is_back() {
+    let server = Server::new();
+    let run = start(Pglock::on(&server).flags(LONG), POLITE);
+    let command = command_of(run.pid());
+    run.signal(Signal::SIGTSTP);
+    processes::wait_for_state("the command", command, "T");
+    server.crash();
+    run.wait_for_line("the connection to the server was lost");
+    run.signal(Signal::SIGCONT);
+    server.start();
+    run.wait_for_line("The server was restarted; the lock was taken again ");
     processes::wait_for_state("the command", command, "SR");
     run.signal(Signal::SIGTERM);
     run.wait().assert_status(3);
