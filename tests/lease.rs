@@ -554,14 +554,18 @@ fn a_restart_does_not_continue_a_command_that_somebody_has_stopped() {
 #[test]
 fn one_that_is_continued_while_its_server_is_away_runs_when_it_is_back() {
     let server = Server::new();
-    let run = start(Pglock::on(&server).flags(LONG), POLITE);
+    let proxy = Proxy::new(&server);
+    let run = start(Pglock::at(proxy.port()).flags(LONG), POLITE);
     let command = command_of(run.pid());
     run.signal(Signal::SIGTSTP);
     processes::wait_for_state("the command", command, "T");
-    server.crash();
+    // Nobody tells why the connection closes, so the command is paused as well.
+    proxy.refuse();
+    proxy.strike(What::Close);
     run.wait_for_line("the connection to the server was lost");
     run.signal(Signal::SIGCONT);
-    server.start();
+    server.restart(Stop::Fast);
+    proxy.accept();
     run.wait_for_line("The server was restarted; the lock was taken again ");
     processes::wait_for_state("the command", command, "SR");
     run.signal(Signal::SIGTERM);
