@@ -317,9 +317,12 @@ fn a_signal_is_lost_at_no_moment() {
         };
         let code = output.status.code();
         let number = 128 + signal as i32;
-        if output.stdout().contains("started") {
+        if !output.stdout().is_empty() {
             late += 1;
-            assert_eq!(output.stdout(), "started\ngot it\n", "{}", what());
+            // It may come between the trap and the first word.
+            let said = output.stdout();
+            let got = said.strip_prefix("started\n").unwrap_or(&said);
+            assert_eq!(got, "got it\n", "{}", what());
             assert_eq!(code, Some(3), "{}", what());
         } else {
             early += 1;
