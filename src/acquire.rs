@@ -39,7 +39,7 @@ pub struct Held {
     pub sent: Duration,
     /// The holder's fencing token, if there was to be one.
     pub token: Option<u64>,
-    /// What is to be killed with pglock, and by when: its deadline is that of the lease.
+    /// What is to be killed with pglock, and by when: its deadline is that of the lease, if it has one.
     pub ward: Ward,
     /// Who does it.
     pub guardian: Guardian,
@@ -489,7 +489,8 @@ impl<'a> Attempt<'a> {
         };
         if guarded {
             self.sent = sys::now();
-            let lease = self.config.terms.map(|terms| Lease::new(terms, self.sent));
+            let terms = self.config.terms.filter(|_| self.config.kill_on_loss);
+            let lease = terms.map(|terms| Lease::new(terms, self.sent));
             self.ward.set_deadline(lease.map(|lease| lease.kill_at()));
         }
         session.ask(sql).map_err(lost)?;

@@ -73,6 +73,14 @@ impl Command {
         }
     }
 
+    /// Kills the command's group.
+    ///
+    /// # Errors
+    /// There is no such group any more, or all its processes have become another user's.
+    pub fn kill(&self) -> io::Result<()> {
+        sys::signal_group(self.child.pid, Signal::KILL)
+    }
+
     /// Whether a process of its group is left.
     pub fn has_members(&self) -> bool {
         sys::group_is_alive(self.child.pid)

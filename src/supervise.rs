@@ -22,7 +22,7 @@ use crate::sys::{self, Change, Signal, Signals, Terminal, Timer, Ward};
 
 /// How long to wait between two attempts to reach the server again.
 const RETRY: Duration = Duration::from_millis(100);
-/// How long one attempt to reach it may take before another is made.
+/// How long one attempt to reach it may take before another is made, which may take twice as long.
 const ATTEMPT: Duration = Duration::from_secs(2);
 /// How often to look whether the rest of a command's group is gone: no event tells.
 const LOOK: Duration = Duration::from_millis(20);
@@ -73,7 +73,7 @@ pub fn run(
             }
             // pglock may have been frozen since it got the lock, and the server, which says nothing unasked but
             // that it ends the session, may be going down. Nothing has been asked yet.
-            let errno = if held.ward.deadline().is_some_and(|then| then <= sys::now()) {
+            let errno = if lease.is_some_and(|lease| lease.kill_at() <= sys::now()) {
                 sys::ETIME
             } else if socket.is_some_and(sys::is_readable_now) {
                 sys::ECONNRESET
@@ -105,11 +105,14 @@ pub fn run(
         rename_at: sys::now() + RENAME,
         lease,
         heard: held.sent,
+        patience: ATTEMPT,
         stage: Stage::Running,
         ended: None,
         lost: false,
         paused: false,
         halted: false,
+        wants_terminal: false,
+        out_of_reach: false,
         farewell: false,
         terminal: terminal.as_ref(),
         command,
@@ -195,6 +198,8 @@ struct Supervisor<'a> {
     lease: Option<Lease>,
     /// When the last message was sent that the server answered.
     heard: Moment,
+    /// How long the next attempt to reach it may take.
+    patience: Duration,
     stage: Stage,
     /// How the command itself ended; others of its group may be left.
     ended: Option<Change>,
@@ -203,6 +208,10 @@ struct Supervisor<'a> {
     paused: bool,
     /// Whether somebody else has.
     halted: bool,
+    /// Whether it stopped because it wants the terminal, which only a shell could give it.
+    wants_terminal: bool,
+    /// Whether it could not be killed.
+    out_of_reach: bool,
     /// Whether the server has said of itself that it ends sessions, when it ended this one.
     farewell: bool,
     /// The controlling terminal, where there is a shell to stop for.
@@ -298,7 +307,7 @@ impl Supervisor<'_> {
             if pid == self.command.pid() {
                 match change {
                     Change::Stopped(signal) => self.stopped(signal),
-                    Change::Continued => self.halted = false,
+                    Change::Continued => self.continued(),
                     ended => self.ended = Some(ended),
                 }
             } else if self
@@ -315,21 +324,27 @@ impl Supervisor<'_> {
     /// Posts a guardian in place of one that was killed.
     fn replace_guardian(&mut self) {
         self.log.error("the guardian was killed; starting another");
+        self.guardian = None;
         self.post_guardian();
     }
 
-    /// Posts a guardian over the connection there is, in place of the one there was.
-    fn post_guardian(&mut self) {
+    /// Posts a guardian over the connection there is, in place of the one there was. Tells whether it could.
+    fn post_guardian(&mut self) -> bool {
         let socket = match &self.link {
             Link::Up(session, _) | Link::Connecting(session, _) => session.wants(),
             Link::Down(_) | Link::Gone => None,
         };
         let socket = socket.map(|(descriptor, _)| descriptor);
         match Guardian::post(&self.ward, socket) {
-            Ok(guardian) => self.guardian = Some(guardian),
-            Err(error) => self
-                .log
-                .error(format_args!("could not start a guardian: {error}")),
+            Ok(guardian) => {
+                self.guardian = Some(guardian);
+                true
+            }
+            Err(error) => {
+                self.log
+                    .error(format_args!("could not start a guardian: {error}"));
+                false
+            }
         }
     }
 
@@ -391,7 +406,23 @@ impl Supervisor<'_> {
             self.continue_command();
             return;
         }
+        self.wants_terminal = signal.is_about_terminal();
         self.stage = Stage::Suspending(sys::now() + LIFT);
+    }
+
+    /// The command was continued, by whom ever.
+    fn continued(&mut self) {
+        self.halted = false;
+        if matches!(self.stage, Stage::Suspending(_)) {
+            self.stage = match self.link {
+                // The lease that it lifts has to be restored.
+                Link::Up(_, Some((Question::Lift, _))) => {
+                    let until = self.paused_until();
+                    Stage::Resuming(until.unwrap_or(sys::now() + LIFT))
+                }
+                _ => Stage::Running,
+            };
+        }
     }
 
     /// Stops the command for the moment that it takes to find out what has become of its lock. A session that
@@ -421,15 +452,21 @@ impl Supervisor<'_> {
         }
     }
 
-    /// Stops pglock, with the rest of its group, until the shell continues it.
-    fn suspend(&mut self) {
+    /// Stops pglock, with the rest of its group, until the shell continues it; and what of the command is not
+    /// stopped yet, for nobody is there then to stop it when the lock is lost.
+    fn suspend(&mut self, lease_is_lifted: bool) {
+        self.command.note(Signal::STOP);
+        if lease_is_lifted {
+            self.ward.set_deadline(None);
+        }
         if let Some(terminal) = self.terminal
             && terminal.foreground() == self.command.pid()
         {
             terminal.give_to(sys::own_group());
         }
-        sys::stop_own_group();
-        // Continued.
+        let was_stopped = sys::stop_own_group();
+        // Where no shell is, it would stop for the same reason again and again.
+        self.wants_terminal &= !was_stopped;
         let ttl = self.lease.map(|lease| lease.terms().ttl());
         self.stage = Stage::Resuming(sys::now() + ttl.unwrap_or(ATTEMPT));
         if !matches!(self.link, Link::Up(..)) {
@@ -458,12 +495,23 @@ impl Supervisor<'_> {
         if self.config.kill_on_loss {
             self.log
                 .error(format_args!("the lock is lost: {why}; killing the command"));
-            self.command.signal(Signal::KILL);
-            self.stage = Stage::Killed(sys::now());
+            self.kill_command();
         } else {
             self.carry_on_without(why);
         }
         self.link = Link::Gone;
+    }
+
+    fn kill_command(&mut self) {
+        self.stage = Stage::Killed(sys::now());
+        if let Err(error) = self.command.kill()
+            && error.kind() == io::ErrorKind::PermissionDenied
+        {
+            self.out_of_reach = true;
+            self.log.error(format_args!(
+                "could not kill the command, which has become another user's: {error}"
+            ));
+        }
     }
 
     /// `--on-loss continue`.
@@ -509,15 +557,14 @@ impl Supervisor<'_> {
                 if self.kill_at(kill_at) <= now {
                     self.log
                         .error("the command did not end in time; killing it");
-                    self.command.signal(Signal::KILL);
-                    self.stage = Stage::Killed(now);
+                    self.kill_command();
                 }
             }
             // Again and again: a member of the group may have been starting another.
-            Stage::Killed(_) => self.command.signal(Signal::KILL),
+            Stage::Killed(_) => self.command.note(Signal::KILL),
             Stage::Suspending(by) => {
                 if by <= now {
-                    self.suspend();
+                    self.suspend(false);
                 }
             }
             Stage::Resuming(by) => {
@@ -545,18 +592,21 @@ impl Supervisor<'_> {
                 match self.stage {
                     Stage::Running | Stage::Stopping(_) if beat_is_due => self.ask(Question::Beat),
                     Stage::Suspending(_) if self.lease.is_some() => self.ask(Question::Lift),
-                    Stage::Suspending(_) => self.suspend(),
+                    Stage::Suspending(_) => self.suspend(false),
                     Stage::Resuming(_) => self.ask(Question::Check),
                     _ => {}
                 }
             }
             Link::Down(retry_at) if *retry_at <= now && self.stage == Stage::Running => {
                 match Session::start(self.settings) {
-                    Ok(session) => self.link = Link::Connecting(session, now + ATTEMPT),
+                    Ok(session) => self.link = Link::Connecting(session, now + self.patience),
                     Err(error) => self.not_reconnected(&error),
                 }
             }
-            Link::Connecting(_, until) if *until <= now => self.link = Link::Down(now),
+            Link::Connecting(_, until) if *until <= now => {
+                self.patience *= 2;
+                self.link = Link::Down(now);
+            }
             _ => {}
         }
     }
@@ -595,8 +645,12 @@ impl Supervisor<'_> {
         match session.step() {
             Ok(None) => {}
             Ok(Some(Event::Connected)) => {
+                self.patience = ATTEMPT;
                 // The guardian first: from the moment that the lock is taken it must be bound to it.
-                self.post_guardian();
+                if !self.post_guardian() {
+                    self.link = Link::Down(sys::now() + RETRY);
+                    return;
+                }
                 if let Link::Connecting(session, _) = std::mem::replace(&mut self.link, Link::Gone)
                 {
                     self.link = Link::Up(session, None);
@@ -653,7 +707,7 @@ impl Supervisor<'_> {
                 );
             }
             Stage::Resuming(_) => self.kill("the session that held it is gone"),
-            Stage::Suspending(_) => self.suspend(),
+            Stage::Suspending(_) => self.suspend(false),
             _ => {}
         }
     }
@@ -668,8 +722,7 @@ impl Supervisor<'_> {
         match question {
             Question::Beat => self.renew(sent),
             Question::Lift if matches!(self.stage, Stage::Suspending(_)) => {
-                self.ward.set_deadline(None);
-                self.suspend();
+                self.suspend(true);
             }
             // It came too late to stop for.
             Question::Lift => {}
@@ -691,7 +744,9 @@ impl Supervisor<'_> {
                         guardian.wake();
                     }
                     self.stage = Stage::Running;
-                    self.continue_command();
+                    if !self.wants_terminal {
+                        self.continue_command();
+                    }
                 }
                 _ => self.kill("it was no longer held when pglock was continued"),
             },
@@ -703,7 +758,12 @@ impl Supervisor<'_> {
         self.heard = sent;
         if let Some(lease) = &mut self.lease {
             lease.renew(sent);
-            self.ward.set_deadline(Some(lease.kill_at()));
+            if self.config.kill_on_loss {
+                self.ward.set_deadline(Some(lease.kill_at()));
+            }
+        }
+        if self.guardian.is_none() {
+            self.post_guardian();
         }
     }
 
@@ -776,7 +836,9 @@ impl Supervisor<'_> {
         let exit = match self.command.end(change) {
             End::NotExecuted(error) => self.not_executed(&error),
             End::Ran(_) if self.lost && self.config.kill_on_loss => {
-                self.log.info("The command was stopped.");
+                if !self.out_of_reach {
+                    self.log.info("The command was stopped.");
+                }
                 Exit::Lost
             }
             End::Ran(change) => {

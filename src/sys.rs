@@ -463,6 +463,8 @@ fn every_signal() -> impl Iterator<Item = c_int> {
 
 /// Where the handler writes the numbers of the signals that arrive.
 static SIGNAL_PIPE: AtomicI32 = AtomicI32::new(-1);
+/// Whether SIGCONT has come since [`stop_own_group`] was called.
+static CONTINUED: AtomicBool = AtomicBool::new(false);
 /// Whether this process is a child of pglock's, to which a signal does what it does by default.
 static IN_CHILD: AtomicBool = AtomicBool::new(false);
 /// Whether a call is running that a signal has to end together with pglock.
@@ -506,6 +508,9 @@ extern "C" fn handle(signal: c_int) {
         if !Signal(signal).is_harmless() {
             end_by(Signal(signal));
         }
+    }
+    if signal == libc::SIGCONT {
+        CONTINUED.store(true, Ordering::Relaxed);
     }
     let number = signal as u8;
     // SAFETY: `write` is safe in a handler. The pipe never blocks: where it is full, signals enough are
@@ -555,8 +560,10 @@ impl Signals {
         for signal in caught() {
             signals.dispose(signal, handle as *const () as libc::sighandler_t);
         }
-        // A log line to a closed pipe must not end pglock, nor one to a terminal stop it.
+        // A log line to a closed pipe or a file that must not grow must not end pglock, nor one to a terminal stop
+        // it.
         signals.dispose(libc::SIGPIPE, libc::SIG_IGN);
+        signals.dispose(libc::SIGXFSZ, libc::SIG_IGN);
         signals.dispose(libc::SIGTTOU, libc::SIG_IGN);
         let mut own = mask;
         // SAFETY: the calls change and read a set that is filled.
@@ -705,9 +712,11 @@ pub fn signal_own_group(signal: Signal) {
 }
 
 /// Stops pglock's own process group, as SIGTSTP would have if pglock did not catch it. Comes back when it
-/// is continued, or at once where no shell is there to continue it.
-pub fn stop_own_group() {
+/// is continued (`true`), or at once where no shell is there to continue it.
+pub fn stop_own_group() -> bool {
+    CONTINUED.store(false, Ordering::Relaxed);
     with_default(Signal::TSTP, || signal_own_group(Signal::TSTP));
+    CONTINUED.load(Ordering::Relaxed)
 }
 
 /// Ends pglock for a signal, with the status of a shell for it. What was typed at the terminal ends it as a
@@ -769,12 +778,19 @@ pub fn own_group() -> Pid {
 /// yet, is still a member to the kernel; where `/proc` can tell the two apart, it does not count here.
 pub fn group_is_alive(leader: Pid) -> bool {
     // SAFETY: signal 0 is only a question.
-    let exists = check(unsafe { libc::kill(-leader.0, 0) }).is_ok();
+    let answer = check(unsafe { libc::kill(-leader.0, 0) });
+    // One that has become another user's may not even be asked, and is there.
+    let exists = answer.map_or_else(|error| error.raw_os_error() != Some(libc::ESRCH), |_| true);
     exists && live_members(leader).unwrap_or(true)
 }
 
 /// Looks for a live member of a group in `/proc`, which only Linux has in this form; see proc(5).
 fn live_members(leader: Pid) -> Option<bool> {
+    // In a PID namespace it may be the host's, with other numbers.
+    let own = std::fs::read_link("/proc/self").ok()?;
+    if own.to_str() != Some(std::process::id().to_string().as_str()) {
+        return None;
+    }
     let group = leader.to_string();
     for entry in std::fs::read_dir("/proc").ok()?.flatten() {
         let Ok(stat) = std::fs::read_to_string(entry.path().join("stat")) else {
@@ -889,7 +905,7 @@ impl Child {
 }
 
 /// Starts a program in a process group of its own, with the signal mask and the dispositions that
-/// pglock was started with. Before that the new process calls `prepare` with its number, all signals
+/// pglock was started with. On Linux it is killed when pglock ends, unless it has become another user. Before that the new process calls `prepare` with its number, all signals
 /// blocked, and does not execute the program if that fails.
 ///
 /// # Errors
@@ -919,6 +935,9 @@ pub fn spawn(
         unsafe {
             IN_CHILD.store(true, Ordering::Relaxed);
             libc::setpgid(0, 0);
+            // Where pglock is killed together with its guardian, which would kill the whole group.
+            #[cfg(target_os = "linux")]
+            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
             let error = match prepare(Pid(libc::getpid())) {
                 Ok(()) => {
                     for (signal, action) in &signals.dispositions {
@@ -1110,15 +1129,27 @@ impl Ward {
 }
 
 /// Forks a process out of reach of everything that is meant for pglock or its command: in a session of its
-/// own, all signals blocked, in the root folder, and with no descriptor but `kept`, which become its 0, 1
-/// and so on. It runs `job` and ends.
+/// own, all signals blocked, under a name of its own, in the root folder, and with no descriptor but `kept`, which
+/// become its 0, 1 and so on. It runs `job` and ends.
 ///
 /// # Errors
-/// The system has no process left.
+/// The system has no process or descriptor left.
 pub fn fork_apart<const N: usize>(
     kept: [RawFd; N],
     job: impl FnOnce([RawFd; N]),
 ) -> io::Result<Pid> {
+    // Above the numbers that they are to become, so that none of them is closed too early.
+    let above = |descriptor| {
+        // SAFETY: the call takes numbers only. What it opens, nobody else owns.
+        unsafe {
+            let copy = libc::fcntl(descriptor, libc::F_DUPFD_CLOEXEC, N as c_int);
+            check(copy).map(|copy| OwnedFd::from_raw_fd(copy))
+        }
+    };
+    let copies = kept
+        .into_iter()
+        .map(above)
+        .collect::<io::Result<Vec<_>>>()?;
     // As in `spawn`; the child leaves them blocked.
     let before = block_signals();
     // SAFETY: there is one thread, so the child finds nothing half done; it ends in `_exit`, so that nothing
@@ -1129,19 +1160,18 @@ pub fn fork_apart<const N: usize>(
         return pid.map(Pid);
     }
     let mut numbers = [0; N];
-    // SAFETY: the calls take numbers and strings that live for ever. The descriptors are first moved above
-    // those that they are to become, so that none is closed too early.
+    // SAFETY: the calls take numbers and strings that live for ever.
     unsafe {
         libc::setsid();
         libc::chdir(c"/".as_ptr());
-        let aside = kept.map(|descriptor| libc::fcntl(descriptor, libc::F_DUPFD, N as c_int));
-        for (number, descriptor) in aside.into_iter().enumerate() {
+        for (number, copy) in copies.iter().enumerate() {
             numbers[number] = number as c_int;
-            libc::dup2(descriptor, number as c_int);
+            libc::dup2(copy.as_raw_fd(), number as c_int);
         }
         close_from(N as c_int);
+        // One that `pkill pglock` does not find.
         #[cfg(target_os = "linux")]
-        libc::prctl(libc::PR_SET_NAME, c"pglock-guardian".as_ptr());
+        libc::prctl(libc::PR_SET_NAME, c"lock-guardian".as_ptr());
     }
     job(numbers);
     exit(0);

@@ -89,7 +89,7 @@ fn as_process_1_it_waits_for_orphans_while_it_waits_for_the_lock() {
     eventually("no zombie is left", PATIENCE, || {
         children(first)
             .into_iter()
-            .all(|pid| name(pid) == "pglock-guardian")
+            .all(|pid| name(pid) == "lock-guardian")
             .then_some(())
     });
     session.release(1);
@@ -130,6 +130,29 @@ fn as_process_1_it_can_be_told_to_end_while_it_waits() {
             server.waiters(1).is_empty().then_some(())
         });
     }
+}
+
+#[test]
+fn with_the_proc_of_its_host_it_finds_the_last_of_the_command_too() {
+    if !can_contain() {
+        return;
+    }
+    let server = Server::new();
+    let command = "(trap '' TERM; exec sleep 1000) & trap 'exit 0' TERM; echo ready; wait";
+    // The shell stays: the end of process 1 would be the end of all.
+    let script = format!("\"$0\" --grace 1 sh -c \"{command}\"; echo ended $?; read -r line");
+    let run = Pglock::on(&server)
+        .without_pglock()
+        .command(["unshare", "--pid", "--fork", "sh", "-c", &script, PGLOCK])
+        .open_input()
+        .spawn();
+    run.wait_for_output("ready");
+    let backend = server.holders(1)[0];
+    server.psql(&format!("select pg_terminate_backend({backend})"));
+    run.wait_for_output("ended 124");
+    let names: Vec<String> = run.processes().into_iter().map(name).collect();
+    assert!(!names.contains(&"sleep".to_owned()), "{names:?}");
+    run.finish();
 }
 
 #[test]

@@ -243,6 +243,29 @@ fn a_guardian_that_is_killed_has_a_successor_as_good_as_itself() {
 }
 
 #[test]
+fn a_pglock_that_is_killed_together_with_its_guardian_takes_the_command_along() {
+    let server = Server::new();
+    let run = Pglock::on(&server).hold();
+    let command = command_of(run.pid());
+    let guardian = guardian_of(run.pid());
+    // So that it cannot post another.
+    run.signal(Signal::SIGSTOP);
+    kill(guardian, Signal::SIGKILL).expect("kill the guardian");
+    kill_pglock(&run);
+    wait_for_end("the command", command);
+}
+
+#[test]
+fn who_kills_all_that_is_called_pglock_does_not_kill_the_guardian() {
+    let server = Server::new();
+    let run = Pglock::on(&server).sh(PIPELINE).spawn();
+    run.wait_for_output("ready");
+    let name = processes::name(guardian_of(run.pid()));
+    assert!(!name.contains("pglock"), "{name}");
+    run.signal(Signal::SIGTERM);
+}
+
+#[test]
 fn the_command_ends_as_ever_under_another_guardian() {
     let server = Server::new();
     let run = Pglock::on(&server).hold();

@@ -430,6 +430,20 @@ fn on_loss_continue_only_says_so() {
 }
 
 #[test]
+fn on_loss_continue_nobody_kills_for_a_frozen_pglock_either() {
+    let server = Server::new();
+    let flags = ["--on-loss", "continue", "--ttl", "3", "--grace", "0"];
+    let run = start(Pglock::on(&server).flags(flags), UNTIL_TOLD);
+    run.signal(Signal::SIGSTOP);
+    eventually("the server has freed the lock", PATIENCE, || {
+        server.holders(1).is_empty().then_some(())
+    });
+    run.signal(Signal::SIGCONT);
+    run.wait_for_line("the command carries on without it (--on-loss continue)");
+    run.finish().assert_status(7);
+}
+
+#[test]
 fn without_a_lease_silence_is_no_loss_but_the_end_of_the_session_is() {
     let server = Server::new();
     let proxy = Proxy::new(&server);
@@ -533,6 +547,18 @@ fn a_server_that_goes_down_and_stays_so_has_the_command_told_to_end() {
             ],
         );
     }
+}
+
+#[test]
+fn a_server_that_is_far_away_is_reached_again_too() {
+    let server = Server::new();
+    let proxy = Proxy::new(&server);
+    // Connecting takes longer than an attempt to connect again takes at first.
+    proxy.delay(Duration::from_millis(1200));
+    let run = start(Pglock::at(proxy.port()).flags(["--ttl", "30"]), UNTIL_TOLD);
+    server.restart(Stop::Fast);
+    run.wait_for_line("The server was restarted; the lock was taken again ");
+    run.finish().assert_status(7);
 }
 
 #[test]

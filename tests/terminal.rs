@@ -246,6 +246,85 @@ fn ctrl_z_fg_and_bg_do_what_they_do_to_a_command() {
 }
 
 #[test]
+fn ctrl_z_stops_all_of_a_command_also_what_ignores_it() {
+    let server = Server::new();
+    let mut pty = Pty::new(&server);
+    pty.line("pglock sh -c '(trap \"\" TSTP; echo rea\"\"dy; exec sleep 1000) & wait'");
+    pty.expect("ready");
+    let command = command_of(pty.pglock());
+    wait_for_foreground(&pty, command);
+    let deaf = command_of(command);
+    pty.press(CTRL_Z);
+    pty.expect("Stopped");
+    pty.prompt();
+    wait_for_state("what ignores it", deaf, "T");
+    pty.line("fg");
+    wait_for_foreground(&pty, command);
+    wait_for_state("what ignores it", deaf, "S");
+    pty.press(CTRL_C);
+    pty.prompt();
+    assert_eq!(status(&mut pty), "130");
+}
+
+#[test]
+fn pglock_does_not_stop_for_a_command_that_is_continued_at_once() {
+    let server = Server::new();
+    let mut pty = Pty::new(&server);
+    pty.line(
+        "pglock --ttl 3 --grace 0 sh -c 'echo rea\"\"dy; read -r line; echo got $line; exec sleep 1000'",
+    );
+    pty.expect("ready");
+    let pglock = pty.pglock();
+    let command = command_of(pglock);
+    wait_for_foreground(&pty, command);
+    // It does not answer that the lease is lifted before the command is continued.
+    let backend = Pid::from_raw(server.holders(1)[0]);
+    kill(backend, Signal::SIGSTOP).expect("freeze the backend");
+    let before = processes::sleeps(pglock);
+    kill(command, Signal::SIGSTOP).expect("stop the command");
+    eventually("pglock has seen it", PATIENCE, || {
+        (processes::sleeps(pglock) > before).then_some(())
+    });
+    kill(command, Signal::SIGCONT).expect("continue the command");
+    wait_for_state("the command", command, "S");
+    kill(backend, Signal::SIGCONT).expect("thaw the backend");
+    pty.line("a word");
+    pty.expect("got a word");
+    // The lease is in force: the guardian acts on the deadline.
+    wait_for_state("pglock", pglock, "S");
+    kill(pglock, Signal::SIGSTOP).expect("freeze pglock");
+    wait_for_end("the command", command);
+    kill(pglock, Signal::SIGCONT).expect("thaw pglock");
+    wait_for_end("pglock", pglock);
+}
+
+#[test]
+fn a_command_that_wants_the_terminal_where_no_shell_is_stays_stopped() {
+    let server = Server::new();
+    let scratch = Scratch::new();
+    let file = scratch.path().join("command");
+    let mut pty = Pty::new(&server);
+    // The shells in between have ended: nobody could bring it to the foreground.
+    pty.run(&format!(
+        "( (pglock sh -c 'echo $$ >{0}.new; mv {0}.new {0}; read -r line </dev/tty' </dev/null >/dev/null 2>&1 &) )",
+        file.display()
+    ));
+    let command = eventually("the command runs", PATIENCE, || {
+        let number = fs::read_to_string(&file).ok()?;
+        Some(Pid::from_raw(number.trim().parse().expect("a number")))
+    });
+    wait_for_state("the command", command, "T");
+    // Whether pglock lets it try again would show by how often it has gone to sleep.
+    eventually("it rests", PATIENCE, || {
+        let before = processes::sleeps(command);
+        std::thread::sleep(Duration::from_millis(500));
+        (processes::sleeps(command) == before).then_some(())
+    });
+    kill(command, Signal::SIGKILL).expect("end the command");
+    wait_for_free_lock(&server);
+}
+
+#[test]
 fn a_background_job_that_reads_from_the_terminal_is_stopped_until_fg() {
     let server = Server::new();
     let mut pty = Pty::new(&server);

@@ -316,7 +316,7 @@ fn guardian(pglock: Pid) -> Option<Pid> {
         .split_whitespace()
         .find(|pid| {
             fs::read_to_string(format!("/proc/{pid}/comm"))
-                .is_ok_and(|name| name.trim() == "pglock-guardian")
+                .is_ok_and(|name| name.trim() == "lock-guardian")
         })
         .and_then(|pid| pid.parse().ok())
         .map(Pid::from_raw)

@@ -9,7 +9,7 @@ use super::pglock::Running;
 use super::wait::{PATIENCE, eventually};
 
 /// The name by which the guardian can be told from the command.
-const GUARDIAN: &str = "pglock-guardian";
+const GUARDIAN: &str = "lock-guardian";
 
 /// The children of a process, zombies included.
 pub fn children(pid: Pid) -> Vec<Pid> {
@@ -105,7 +105,7 @@ pub fn guardian_of(pglock: Pid) -> Pid {
 pub fn command_of(pglock: Pid) -> Pid {
     eventually("the command runs", PATIENCE, || {
         let mut children = children(pglock).into_iter();
-        children.find(|pid| !name(*pid).starts_with("pglock") && is_alive(*pid))
+        children.find(|pid| !["pglock", GUARDIAN].contains(&name(*pid).as_str()) && is_alive(*pid))
     })
 }
 
