@@ -6,7 +6,8 @@ ifneq ($(BREW),)
 export PKG_CONFIG_PATH := $(BREW)/opt/libpq/lib/pkgconfig:$(PKG_CONFIG_PATH)
 endif
 
-.PHONY: all build static install uninstall dist setup demo test test-static bench chaos clean help
+.PHONY: all build static install uninstall dist setup demo test test-static bench test-versions test-matrix storm chaos \
+	clean help
 
 prefix = $(or $(PREFIX),/usr/local)
 target := $(or $(CARGO_TARGET_DIR),target)

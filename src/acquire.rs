@@ -1,7 +1,7 @@
-//! From a [`Config`] to a held lock: connect, try, and wait. Nothing is running yet, so every signal that
+//! From a [`Config`] to a held lock: connect, try, and wait; or to who holds it. Nothing is running yet, so every signal that
 //! ends a process ends the attempt, at any point of it.
 
-use std::ffi::{CStr, CString};
+use std::ffi::CStr;
 use std::fmt;
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use crate::guardian::Guardian;
 use crate::lease::{Lease, Terms};
 use crate::lock::{self, Caution, Claim, Lock, TURN, Verdict};
 use crate::log::{self, Log};
-use crate::pq::{Error, Outcome};
+use crate::pq::{Conninfo, Error, Outcome};
 use crate::resolve::resolve;
 use crate::session::{Event, Session};
 use crate::settings::{Hold, Settings};
@@ -25,9 +25,6 @@ use crate::sys::{self, Signal, Signals, Ward};
 const POOLED_PAUSE: Duration = Duration::from_millis(500);
 /// The first and the longest pause before a server is tried again that is down, starting or full.
 const RETRY: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(1)];
-
-/// Keywords of libpq's and their values.
-pub type Conninfo = Vec<(CString, CString)>;
 
 /// A lock that is held, and what holds it.
 pub struct Held {
@@ -415,17 +412,18 @@ impl<'a> Attempt<'a> {
         self.waited = true;
         match (self.config.wait, left(self.until)) {
             (Wait::No, _) | (Wait::Seconds(_), Some(Duration::ZERO)) => {
-                if self.log.is_verbose() {
-                    self.name_holders(session)?;
-                }
+                self.name_holders(session)?;
                 Err(Stop::NotObtained)
             }
             (_, left) => Ok(left.unwrap_or(Duration::MAX)),
         }
     }
 
-    /// Says who holds the lock that was not obtained.
+    /// Says who holds the lock that was not obtained, under `--verbose`.
     fn name_holders(&mut self, session: &mut Session) -> Result<(), Stop> {
+        if !self.log.is_verbose() {
+            return Ok(());
+        }
         let sql = status::sql(session.connection(), Some(&self.claim));
         match self.call(session, &sql, Duration::ZERO) {
             Ok(outcomes) => {
@@ -462,7 +460,7 @@ impl<'a> Attempt<'a> {
     }
 
     /// Sends a query and waits for its answer, which may take as long as the turn in the queue, and as
-    /// connecting might. Where a lock may come of it there is a `guarded` connection.
+    /// connecting might. `guarded` where a lock may come of it: the lease begins, and a guardian is posted.
     fn exchange(
         &mut self,
         session: &mut Session,
@@ -483,7 +481,7 @@ impl<'a> Attempt<'a> {
                 },
                 _ => Trouble {
                     again: again(&error),
-                    message: format!("the connection was lost in the lock call: {error}"),
+                    message: format!("the connection was lost before the server answered: {error}"),
                 },
             })
         };
@@ -521,7 +519,7 @@ impl<'a> Attempt<'a> {
                 Err(Interrupt::Late) => {
                     return Err(Failure::Host(Trouble {
                         message: format!(
-                            "no answer to the lock call within {} s (--connect-timeout)",
+                            "no answer from the server within {} s (--connect-timeout)",
                             patience.unwrap_or_default().as_secs()
                         ),
                         again: Again::IfWaiting,
@@ -562,13 +560,14 @@ impl<'a> Attempt<'a> {
                 _ => {}
             }
             let time = lock::hold_off(&outcomes).ok_or_else(|| {
-                failed("the server answered the question for its age with something else")
+                failed("the server gave an unexpected answer to the question for its age")
             })?;
             if time.is_zero() {
                 return Ok(Caution::None);
             }
             if self.config.wait == Wait::No && lock::is_held(&outcomes) {
-                self.time_to_wait(session)?;
+                self.name_holders(session)?;
+                return Err(Stop::NotObtained.into());
             }
             let then = *until.get_or_insert_with(|| {
                 self.log.info(format_args!(
@@ -657,10 +656,7 @@ impl<'a> Attempt<'a> {
 /// The settings with the address that they have led to, so that no name has to be looked up again.
 fn same_server(mut settings: Conninfo, session: &Session) -> Conninfo {
     if let Some(address) = session.connection().address() {
-        settings.push((
-            c"hostaddr".into(),
-            CString::new(address).unwrap_or_default(),
-        ));
+        settings.push((c"hostaddr".into(), sys::c_string(address)));
     }
     settings
 }

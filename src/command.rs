@@ -41,7 +41,9 @@ impl Command {
         signals: &Signals,
         prepare: impl FnOnce(Pid) -> io::Result<()>,
     ) -> io::Result<Self> {
-        let words = words.iter().map(|word| c_string(word.clone().into_vec()));
+        let words = words
+            .iter()
+            .map(|word| sys::c_string(word.clone().into_vec()));
         set(&mut environment, LOCK_HELD.0, LOCK_HELD.1);
         if let Some(token) = token {
             set(&mut environment, TOKEN, &token.to_string());
@@ -61,15 +63,15 @@ impl Command {
 
     /// Passes a signal on to the command's group, which takes most of them only once it runs again if it
     /// is stopped. A group that has ended needs none.
-    pub fn note(&self, signal: Signal) {
+    pub fn send(&self, signal: Signal) {
         let _ = sys::signal_group(self.child.pid, signal);
     }
 
     /// Passes a signal on to the command's group, stopped or not.
     pub fn signal(&self, signal: Signal) {
-        self.note(signal);
+        self.send(signal);
         if signal == Signal::TERM || signal == Signal::HUP {
-            self.note(Signal::CONT);
+            self.send(Signal::CONT);
         }
     }
 
@@ -113,10 +115,5 @@ fn set(environment: &mut Vec<CString>, name: &str, value: &str) {
             .as_bytes()
             .starts_with(&entry.as_bytes()[..=name.len()])
     });
-    environment.push(c_string(entry.into_bytes()));
-}
-
-/// For text from arguments or the environment, which cannot hold a null byte.
-fn c_string(bytes: Vec<u8>) -> CString {
-    CString::new(bytes).unwrap_or_default()
+    environment.push(sys::c_string(entry));
 }

@@ -1,6 +1,5 @@
 //! From the table of flags, the arguments and the environment to a [`Config`], or to one clear
-//! error. Nothing is connected to, and nothing but the arguments is read, before all of it is known
-//! to be good.
+//! error. Nothing is connected to before all of it is known to be good.
 //!
 //! Every value is checked where it is given, also one that a stronger source replaces: a bad value
 //! that goes unnoticed today is in force tomorrow.
@@ -13,6 +12,7 @@ use std::time::Duration;
 use crate::flags::{FLAGS, Flag, Id, OTHER_VARIABLES, Value};
 use crate::lease::{LONGEST_TTL, Terms};
 use crate::lock::Name;
+use crate::log::Verbosity;
 
 /// An attempt looks at each slot in turn, and holds a snapshot meanwhile.
 const MOST_SLOTS: u32 = 10_000;
@@ -45,7 +45,8 @@ pub struct Config {
     pub wait: Wait,
     /// The exit status when the lock was not obtained.
     pub conflict_exit_code: u8,
-    /// How long connecting may take, all attempts together; `None` is without limit.
+    /// How long connecting may take, all hosts together, and an answer of the server; anew for each attempt of one
+    /// who waits. `None` is without limit.
     pub connect_timeout: Option<Duration>,
     /// The lease, if there is one.
     pub terms: Option<Terms>,
@@ -83,23 +84,12 @@ pub struct Server {
 /// How long to wait for the lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wait {
-    /// Not at all: try once.
+    /// Not at all, but for a server that has just lost its sessions: try once.
     No,
     /// So many seconds from the start, connecting included.
     Seconds(u32),
     /// Without limit.
     Forever,
-}
-
-/// How much to say on standard error.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Verbosity {
-    /// Errors.
-    Quiet,
-    /// What happens.
-    Normal,
-    /// Also to whom and how.
-    Verbose,
 }
 
 /// What is wrong with a flag or a variable: one line that names it and its value.
@@ -196,7 +186,7 @@ pub fn read(
         .iter()
         .find(|(name, value)| name == "PGLOCK_PASS" && !value.is_empty())
         .map(|(_, value)| value.clone());
-    if words.switch(Id::Status) {
+    if words.is_given(Id::Status) {
         return match command.first() {
             None => Ok(Request::Status(Box::new(words.config(command, password)?))),
             Some(word) => Err(Error(format!(
@@ -244,7 +234,7 @@ impl Words {
         let text = check(flag, value).map_err(|wrong| {
             let value = value.to_string_lossy();
             // It may hold a password.
-            let value = if value.contains("://") {
+            let value = if flag.id == Id::Database || value.contains("://") {
                 "..."
             } else {
                 &*value
@@ -290,7 +280,7 @@ impl Words {
     }
 
     /// Whether a switch is on, or any other flag given.
-    fn switch(&self, id: Id) -> bool {
+    fn is_given(&self, id: Id) -> bool {
         self.0[id as usize].is_some()
     }
 
@@ -303,7 +293,7 @@ impl Words {
             .unwrap_or(0)
     }
 
-    /// How a value that is in force was given: `--ttl 15`, `PGLOCK_TTL=15`, `--ttl 15, the default,`.
+    /// How a value that is in force was given: `--ttl 15`, `PGLOCK_TTL=15`, `--ttl 15 (the default)`.
     fn origin(&self, id: Id) -> String {
         let flag = Flag::of(id);
         match &self.0[id as usize] {
@@ -314,7 +304,7 @@ impl Words {
             Some(word) => format!("{} {}", word.spelling, word.text),
             None => {
                 let default = flag.default.unwrap_or_default();
-                format!("--{} {default}, the default,", flag.name)
+                format!("--{} {default} (the default)", flag.name)
             }
         }
     }
@@ -328,7 +318,7 @@ impl Words {
                 self.origin(Id::Slots)
             )));
         }
-        if slots > 1 && self.switch(Id::Shared) {
+        if slots > 1 && self.is_given(Id::Shared) {
             return Err(Error(format!(
                 "{} and {} exclude each other: a slot has one holder",
                 self.origin(Id::Slots),
@@ -380,11 +370,11 @@ impl Words {
                 Some(name) => Name::Text(name),
                 None => Name::Id(self.number(Id::Lockid)),
             },
-            names_lock: self.switch(Id::Lockname) || self.switch(Id::Lockid),
-            shared: self.switch(Id::Shared),
+            names_lock: self.is_given(Id::Lockname) || self.is_given(Id::Lockid),
+            shared: self.is_given(Id::Shared),
             slots: self.number(Id::Slots),
             wait: match self.number(Id::Wait) {
-                _ if self.switch(Id::Block) => Wait::Forever,
+                _ if self.is_given(Id::Block) => Wait::Forever,
                 0 => Wait::No,
                 seconds => Wait::Seconds(seconds),
             },
@@ -396,10 +386,10 @@ impl Words {
             terms: self.terms()?,
             grace: Duration::from_secs(self.number(Id::Grace).into()),
             kill_on_loss: self.text(Id::OnLoss).as_deref() != Some("continue"),
-            fence: self.switch(Id::Fence),
-            verbosity: if self.switch(Id::Quiet) {
+            fence: self.is_given(Id::Fence),
+            verbosity: if self.is_given(Id::Quiet) {
                 Verbosity::Quiet
-            } else if self.switch(Id::Verbose) {
+            } else if self.is_given(Id::Verbose) {
                 Verbosity::Verbose
             } else {
                 Verbosity::Normal
@@ -426,7 +416,7 @@ pub fn check(flag: &Flag, value: &OsStr) -> Result<String, String> {
             _ => Err("is neither true, 1, yes nor false, 0, no".to_owned()),
         },
         Value::Choice(words) if words.contains(&text) => Ok(text.to_owned()),
-        Value::Choice(words) => Err(format!("is none of {}", words.join(", "))),
+        Value::Choice(words) => Err(format!("is not one of {}", words.join(", "))),
         Value::Number(max) => whole_number(text)
             .filter(|number| *number <= max)
             .map(|number| number.to_string())
@@ -555,7 +545,7 @@ mod tests {
     fn a_lease_that_cannot_be_kept_is_refused_by_the_names_of_its_flags() {
         let error = config(&["--ttl", "6", "true"], &[]).err().unwrap();
         assert!(error.contains("--ttl 6"), "{error}");
-        assert!(error.contains("--grace 5, the default"), "{error}");
+        assert!(error.contains("--grace 5 (the default)"), "{error}");
         let variables = [("PGLOCK_GRACE", "9")];
         let error = config(&["true"], &variables).err().unwrap();
         assert!(error.contains("PGLOCK_GRACE=9"), "{error}");

@@ -5,14 +5,14 @@
 //! fills in its own sources by itself, so the defaults are put below them as variables of pglock's own
 //! environment, which the command does not get.
 
-use std::ffi::{CStr, CString, OsStr, OsString};
+use std::ffi::{CStr, OsStr, OsString};
 use std::fmt;
 use std::os::unix::ffi::OsStrExt;
 
 use crate::config::{self, Server};
 use crate::flags::{Flag, Id};
 use crate::label;
-use crate::pq;
+use crate::pq::{self, Conninfo};
 use crate::sys;
 
 /// A keyword of libpq's and its value.
@@ -104,11 +104,16 @@ impl Target {
     }
 
     /// One set of settings for each host.
-    pub fn hosts(&self) -> impl ExactSizeIterator<Item = Vec<(CString, CString)>> {
+    pub fn hosts(&self) -> impl ExactSizeIterator<Item = Conninfo> {
         self.hosts.iter().map(|settings| {
             settings
                 .iter()
-                .map(|(keyword, value)| (c_string(keyword.as_bytes()), c_string(value)))
+                .map(|(keyword, value)| {
+                    (
+                        sys::c_string(keyword.as_str()),
+                        sys::c_string(value.as_slice()),
+                    )
+                })
                 .collect()
         })
     }
@@ -133,7 +138,7 @@ fn parse(string: &str, source: &str) -> Result<Vec<Setting>, pq::Error> {
         message: format!("{source}: its connection string is not understood: {what}"),
         ..pq::Error::default()
     };
-    let given = pq::parse(&c_string(string.as_bytes()))
+    let given = pq::parse(&sys::c_string(string))
         .map_err(|error| wrong(&without_quotes(&error.message)))?;
     // What libpq would find wrong only later, and without the name of the flag.
     for (keyword, id) in [("sslmode", Id::Sslmode), ("port", Id::Port)] {
@@ -217,7 +222,7 @@ fn put_defaults_below(given: &[Setting]) {
 }
 
 fn set_variable(name: &CStr, value: &str) {
-    sys::set_default_variable(name, &c_string(value.as_bytes()));
+    sys::set_default_variable(name, &sys::c_string(value));
 }
 
 /// Lists of hosts, addresses and ports as one set for each place in the lists. libpq would go through
@@ -265,11 +270,6 @@ fn mismatch(one: usize, these: &str, other: usize, those: &str) -> pq::Error {
         message: format!("{one} {these} do not match {other} {those}"),
         ..pq::Error::default()
     }
-}
-
-/// For text from arguments, the environment or libpq, which cannot hold a null byte.
-fn c_string(bytes: &[u8]) -> CString {
-    CString::new(bytes).unwrap_or_default()
 }
 
 #[cfg(test)]

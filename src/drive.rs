@@ -70,7 +70,7 @@ pub fn pause(signals: &Signals, until: Duration) -> Result<(), Interrupt> {
     }
 }
 
-/// Waits for something else.
+/// Waits until something else than a session is ready.
 ///
 /// # Errors
 /// What came before that.
@@ -111,8 +111,8 @@ pub fn wait_for(session: &Session) -> Option<sys::Wait> {
     let (descriptor, interest) = session.wants()?;
     Some(match interest {
         Interest::Read => sys::Wait::read(descriptor),
-        Interest::Write if session.is_connecting() => sys::Wait::write(descriptor),
-        Interest::Write => sys::Wait::both(descriptor),
+        Interest::Write => sys::Wait::write(descriptor),
+        Interest::Both => sys::Wait::both(descriptor),
     })
 }
 
@@ -148,7 +148,7 @@ pub fn last_word(session: &mut Session, sql: &CStr, signals: &Signals) -> Option
     last_answer(session, signals, until)
 }
 
-/// Asks it, and returns how long to wait for the answer.
+/// Asks it, and returns until when to wait for the answer.
 fn ask_last(session: &mut Session, sql: &CStr, signals: &Signals) -> Option<Duration> {
     let until = sys::now() + LAST_WORD;
     if session.is_asking() {

@@ -194,7 +194,7 @@ pub const FLAGS: &[Flag] = &[
         short: None,
         value: Value::Number(u32::MAX),
         default: Some("1"),
-        help: "How many may hold the lock at once; the same for all who use it.",
+        help: "How many may hold the lock at once, the same for all who use it; excludes --shared.",
     },
     Flag {
         id: Id::ConflictExitCode,

@@ -9,7 +9,7 @@ use crate::sys;
 
 /// The server cuts longer names off.
 const LONGEST: usize = 63;
-/// What it cuts off of the host's name, to leave room for the command.
+/// How much of the host's name is shown, to leave room for the command.
 const LONGEST_HOST: usize = 20;
 
 /// What a label says.

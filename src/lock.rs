@@ -8,8 +8,8 @@
 //! Functions are named in full, so that no `search_path` puts others in their place.
 //!
 //! The keys: lock N is `pg_advisory_lock(N)`, the lock of a name `hashtextextended(name, 0)`. Of several
-//! slots the first is the lock itself. Slot i > 1 of lock N is `pg_advisory_lock(N, i)`, that of a name
-//! `hashtextextended(name, i - 1)`. Beside each lock there are two more keys, `(N, 0)` and `(N, -1)`, for a name
+//! slots the first is the lock itself. Slot i > 1 of lock N is `pg_advisory_lock(N, i)`, with N - 2^32 from 2^31 on, that of a
+//! name `hashtextextended(name, i - 1)`. Beside each lock there are two more keys, `(N, 0)` and `(N, -1)`, for a name
 //! with the upper half of its hash in the place of N. Who waits for a slot queues at the door, `(N, 0)`; only
 //! the first in the queue looks for a free slot. Who waits for the exclusive lock holds the gate, `(N, -1)`, in
 //! share: between its turns in the server's queue no newcomer passes it who wants to share.
@@ -20,6 +20,7 @@ use std::time::Duration;
 
 use crate::pq::{Connection, Error, Outcome};
 use crate::settings::{Hold, Settings};
+use crate::sys;
 
 /// How long one turn in the server's queue is, in milliseconds. A statement that waits holds a snapshot,
 /// and so holds back vacuum and `CREATE INDEX CONCURRENTLY`; between turns none is held. Shorter than
@@ -404,8 +405,8 @@ impl Claim {
     fn beside(&self, connection: &Connection, second: i32) -> String {
         match &self.name {
             Name::Id(id) => Key::Two(*id as i32, second).to_string(),
-            Name::Text(_) => {
-                let hash = self.hash(connection, "1");
+            Name::Text(text) => {
+                let hash = hash(connection, text, "1");
                 format!("({hash} >> 32)::int, {second}")
             }
         }
@@ -415,7 +416,7 @@ impl Claim {
     fn is_beside(&self, connection: &Connection, second: i32) -> String {
         let class = match &self.name {
             Name::Id(id) => id.to_string(),
-            Name::Text(_) => format!("{} >> 32 & 4294967295", self.hash(connection, "1")),
+            Name::Text(text) => format!("{} >> 32 & 4294967295", hash(connection, text, "1")),
         };
         let object = second as u32;
         format!("objsubid = 2 and objid = {object} and classid::bigint = {class}")
@@ -448,17 +449,8 @@ impl Claim {
                 "case {slot} when 1 then {function}({id}) else {function}({}, {slot}) end",
                 *id as i32
             ),
-            Name::Text(_) => format!("{function}({})", self.hash(connection, slot)),
+            Name::Text(text) => format!("{function}({})", hash(connection, text, slot)),
         }
-    }
-
-    fn hash(&self, connection: &Connection, slot: &str) -> String {
-        let text = match &self.name {
-            Name::Id(id) => id.to_string(),
-            Name::Text(text) => text.clone(),
-        };
-        let text = connection.quote(&text);
-        format!("pg_catalog.hashtextextended({text}, {slot} - 1)")
     }
 
     /// The key of the slot of this number or expression, as [`Key`] shows it.
@@ -469,7 +461,7 @@ impl Claim {
                 "case {slot} when 1 then '{id}' else pg_catalog.concat({}, ',', {slot}) end",
                 *id as i32
             ),
-            Name::Text(_) => self.hash(connection, slot),
+            Name::Text(text) => hash(connection, text, slot),
         }
     }
 
@@ -495,6 +487,12 @@ impl Claim {
             _ => format!("pg_catalog.concat('held ', {key})"),
         }
     }
+}
+
+/// What a name is to the server, for the slot of this number or expression.
+fn hash(connection: &Connection, text: &str, slot: &str) -> String {
+    let text = connection.quote(text);
+    format!("pg_catalog.hashtextextended({text}, {slot} - 1)")
 }
 
 /// The key of a row of the lock table in the space of one bigint.
@@ -558,7 +556,7 @@ impl Lock {
             "{}{}; {}; {}",
             begin(self.hold),
             self.settings.sql(connection, self.hold, 0),
-            lost_sql(),
+            lost(),
             self.verdict_sql(connection, &taken)
         ))
     }
@@ -714,14 +712,18 @@ pub fn verdict(outcomes: &[Outcome], shared: bool) -> Verdict {
                     "the server says that it granted the lock, but its lock table does not show it: its \
                      advisory locks do not exclude anybody",
                 ),
-                _ => refused("the server answered the lock call with something else"),
+                _ => refused("the server gave an unexpected answer to the lock call"),
             }
         }
     }
 }
 
 /// Asks how long ago the server lost all its sessions.
-pub fn lost_sql() -> String {
+pub fn lost_sql() -> CString {
+    sql(lost())
+}
+
+fn lost() -> String {
     let lost = LOST.join(", ");
     format!("select extract(epoch from pg_catalog.clock_timestamp() - greatest({lost}))")
 }
@@ -764,7 +766,7 @@ fn seconds(text: &str) -> Option<Duration> {
     Duration::try_from_secs_f64(seconds.max(0.0)).ok()
 }
 
-/// A query of ours: it holds no null byte, for it is made of numbers and of text without any.
+/// A query of ours: it is made of numbers and of text without null bytes.
 fn sql(text: String) -> CString {
-    CString::new(text).unwrap_or_default()
+    sys::c_string(text)
 }

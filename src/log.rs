@@ -6,8 +6,18 @@
 
 use std::fmt::Display;
 
-use crate::config::Verbosity;
 use crate::sys;
+
+/// How much to say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Verbosity {
+    /// Errors.
+    Quiet,
+    /// What happens.
+    Normal,
+    /// Also to whom and how.
+    Verbose,
+}
 
 /// Writes what the chosen verbosity lets through.
 #[derive(Clone, Copy)]

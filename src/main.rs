@@ -25,10 +25,10 @@ use std::ffi::OsString;
 use std::time::Duration;
 
 use acquire::Stop;
-use config::{Config, Request, Verbosity};
+use config::{Config, Request};
 use exit::Exit;
 use lock::Name;
-use log::Log;
+use log::{Log, Verbosity};
 use sys::Signals;
 
 c_main!(run);

@@ -9,6 +9,7 @@ use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::fmt;
 use std::os::fd::RawFd;
 use std::ptr::{self, NonNull};
+use std::rc::Rc;
 
 use pq_sys::{
     ConnStatusType, ExecStatusType, PGVerbosity, PGcancel, PGconn, PGresult, PQconninfoOption,
@@ -41,13 +42,18 @@ impl Error {
     }
 }
 
+/// Keywords of libpq's and their values.
+pub type Conninfo = Vec<(CString, CString)>;
+
 /// What a connection waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Interest {
     /// Something to read.
     Read,
-    /// Room to write, or something to read.
+    /// Room to write.
     Write,
+    /// Either.
+    Both,
 }
 
 /// How far connecting has come.
@@ -85,9 +91,9 @@ impl Outcome {
 pub struct Connection {
     raw: NonNull<PGconn>,
     interest: Interest,
-    /// The last thing that the server said unasked, filled by [`note`]; boxed, so that it stays where
+    /// The last thing that the server said unasked, filled by [`note`]; counted, so that it stays where
     /// libpq knows it to be.
-    notice: Box<Cell<Option<Error>>>,
+    notice: Rc<Cell<Option<Error>>>,
 }
 
 impl Connection {
@@ -96,7 +102,7 @@ impl Connection {
     ///
     /// # Errors
     /// A setting that libpq does not take.
-    pub fn start(settings: &[(CString, CString)]) -> Result<Self, Error> {
+    pub fn start(settings: &Conninfo) -> Result<Self, Error> {
         let terminated = |pick: fn(&(CString, CString)) -> *const c_char| -> Vec<*const c_char> {
             settings.iter().map(pick).chain([ptr::null()]).collect()
         };
@@ -110,9 +116,9 @@ impl Connection {
         };
         let connection = Self {
             raw,
-            // "If PQconnectPoll has not been called yet, act as if it had said writing" (the manual).
+            // Before the first PQconnectPoll the manual wants it polled as if that had asked to write.
             interest: Interest::Write,
-            notice: Box::default(),
+            notice: Rc::default(),
         };
         if connection.is_bad() {
             return Err(connection.error());
@@ -120,7 +126,7 @@ impl Connection {
         // SAFETY: `raw` is a live connection. The receiver gets the address of a cell on the heap that lives
         // as long as this value, and so as long as the connection.
         unsafe {
-            let notice = ptr::from_ref(&*connection.notice).cast_mut().cast();
+            let notice = Rc::as_ptr(&connection.notice).cast_mut().cast();
             pq_sys::PQsetNoticeReceiver(raw.as_ptr(), Some(note), notice);
             // Only so does the SQLSTATE of a refused start-up appear, in the text of the message.
             pq_sys::PQsetErrorVerbosity(raw.as_ptr(), PGVerbosity::PQERRORS_VERBOSE);
@@ -196,7 +202,7 @@ impl Connection {
         // SAFETY: `raw` is a live connection.
         match unsafe { pq_sys::PQflush(self.raw.as_ptr()) } {
             0 => self.interest = Interest::Read,
-            1 => self.interest = Interest::Write,
+            1 => self.interest = Interest::Both,
             _ => return Err(self.error()),
         }
         Ok(())

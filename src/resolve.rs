@@ -2,34 +2,28 @@
 //! server is silent, and neither a signal nor a deadline would get through.
 
 use std::borrow::Cow;
-use std::ffi::{CStr, CString};
+use std::ffi::CStr;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::time::Duration;
 
 use crate::drive::{Interrupt, wait_or_signal};
-use crate::pq::Error;
+use crate::pq::{Conninfo, Error};
 use crate::sys::{self, Signals};
 
 /// What the child's answer begins with if there is no address.
 const FAILURE: &str = "!";
-
-/// How many addresses of a host are tried: so many fit into one answer, however long they are.
-const MOST: usize = 64;
-
-/// Keywords of libpq's and their values.
-type Settings = [(CString, CString)];
 
 /// The settings with the addresses of their host, which libpq then tries in their order.
 ///
 /// # Errors
 /// What came before they were known, or that there are none.
 pub fn resolve<'a>(
-    settings: &'a Settings,
+    settings: &'a Conninfo,
     signals: &Signals,
     deadline: Option<Duration>,
-) -> Result<Cow<'a, Settings>, Interrupt> {
+) -> Result<Cow<'a, Conninfo>, Interrupt> {
     let Some(host) = name(settings) else {
-        return Ok(settings.into());
+        return Ok(Cow::Borrowed(settings));
     };
     let failed = |what: &str| {
         Interrupt::Failed(Error {
@@ -37,8 +31,11 @@ pub fn resolve<'a>(
             ..Error::default()
         })
     };
-    let inquiry = sys::inquire(|| look_up(host))
-        .map_err(|error| failed(&format!("no process to look it up in: {error}")))?;
+    let inquiry = sys::inquire(|| look_up(host)).map_err(|error| {
+        failed(&format!(
+            "could not start a process for the look-up: {error}"
+        ))
+    })?;
     wait_or_signal(inquiry.wait(), signals, deadline)?;
     let answer = inquiry.answer();
     if answer.is_empty() {
@@ -49,16 +46,16 @@ pub fn resolve<'a>(
     }
     // libpq wants as many names as addresses.
     let names = vec![host; answer.split(',').count()].join(",");
-    let mut settings = settings.to_vec();
+    let mut settings = settings.clone();
     settings.retain(|(keyword, _)| keyword.as_c_str() != c"host");
     for (keyword, value) in [(c"host", names), (c"hostaddr", answer)] {
-        settings.push((keyword.into(), CString::new(value).unwrap_or_default()));
+        settings.push((keyword.into(), sys::c_string(value)));
     }
-    Ok(settings.into())
+    Ok(Cow::Owned(settings))
 }
 
 /// The host, if it is one that has to be looked up.
-fn name(settings: &Settings) -> Option<&str> {
+fn name(settings: &Conninfo) -> Option<&str> {
     let value = |wanted: &CStr| {
         let found = settings
             .iter()
@@ -70,18 +67,23 @@ fn name(settings: &Settings) -> Option<&str> {
     (!is_socket && host.parse::<IpAddr>().is_err()).then_some(host)
 }
 
-/// The addresses of a host, with commas between them.
+/// The addresses of a host, with commas between them, as many as fit into one answer.
 fn look_up(host: &str) -> String {
     let shown = |address: SocketAddr| match address {
         SocketAddr::V6(six) if six.scope_id() != 0 => format!("{}%{}", six.ip(), six.scope_id()),
         address => address.ip().to_string(),
     };
     match (host, 0).to_socket_addrs() {
-        Ok(addresses) => addresses
-            .take(MOST)
-            .map(shown)
-            .collect::<Vec<_>>()
-            .join(","),
+        Ok(addresses) => {
+            let mut room = sys::PIPE_BUF;
+            let mut addresses: Vec<_> = addresses.map(shown).collect();
+            addresses.retain(|address| {
+                let rest = room.checked_sub(address.len() + 1);
+                room = rest.unwrap_or(0);
+                rest.is_some()
+            });
+            addresses.join(",")
+        }
         Err(error) => {
             let text = error.to_string();
             let reason = text.rsplit(": ").next().unwrap_or_default();

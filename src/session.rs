@@ -1,10 +1,10 @@
 //! A connection and what is under way on it: connecting, a query, or nothing. Whoever polls calls
 //! [`Session::step`] when what the session [wants](Session::wants) is there; nothing here waits.
 
-use std::ffi::{CStr, CString};
+use std::ffi::CStr;
 use std::os::fd::RawFd;
 
-use crate::pq::{Connection, Error, Interest, Outcome, Progress};
+use crate::pq::{Connection, Conninfo, Error, Interest, Outcome, Progress};
 
 /// A conversation with a server.
 pub struct Session {
@@ -33,7 +33,7 @@ impl Session {
     ///
     /// # Errors
     /// As [`Connection::start`].
-    pub fn start(settings: &[(CString, CString)]) -> Result<Self, Error> {
+    pub fn start(settings: &Conninfo) -> Result<Self, Error> {
         Ok(Self {
             connection: Connection::start(settings)?,
             stage: Stage::Connecting,
@@ -48,11 +48,6 @@ impl Session {
     /// Which descriptor to poll, and for what.
     pub fn wants(&self) -> Option<(RawFd, Interest)> {
         self.connection.wants()
-    }
-
-    /// Whether the connection is still being made, so that a step may block, in Kerberos say.
-    pub fn is_connecting(&self) -> bool {
-        matches!(self.stage, Stage::Connecting)
     }
 
     /// Whether a query was sent that is not answered yet.

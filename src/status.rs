@@ -38,7 +38,7 @@ pub fn sql(connection: &Connection, claim: Option<&Claim>) -> CString {
          and not (objsubid = 2 and objid = 4294967295 and {IS_LABEL}) and {OWN_DATABASE} \
          order by lock, state, locks.pid"
     );
-    CString::new(text).unwrap_or_default()
+    sys::c_string(text)
 }
 
 /// Whether the session is one of pglock's: then it waits at the door of some slots, `(N, 0)`, or for an

@@ -1,5 +1,6 @@
 //! The loop that ties the lock, the lease and the command together: one `poll` a turn over the signals, the
-//! connection and one timer. Nothing in it waits for anything else.
+//! connection and one timer. Nothing else in it waits while the command runs, but for libpq where Kerberos is asked
+//! for in a reconnect; there the guardian keeps the deadline.
 
 use std::ffi::CString;
 use std::fmt;
@@ -16,7 +17,7 @@ use crate::label;
 use crate::lease::{Lease, Moment};
 use crate::lock::{self, Lock, Verdict};
 use crate::log::Log;
-use crate::pq;
+use crate::pq::{self, Conninfo};
 use crate::session::{Event, Session};
 use crate::sys::{self, Change, Signal, Signals, Terminal, Timer, Ward};
 
@@ -24,6 +25,10 @@ use crate::sys::{self, Change, Signal, Signals, Terminal, Timer, Ward};
 const RETRY: Duration = Duration::from_millis(100);
 /// How long one attempt to reach it may take before another is made, which may take twice as long.
 const ATTEMPT: Duration = Duration::from_secs(2);
+/// How long to wait for a killed group to be gone: a process that hangs in the kernel does not even die of SIGKILL.
+const DYING: Duration = Duration::from_secs(2);
+/// How long a command without a lease stays stopped, after pglock was, until the server says that the lock is held.
+const RESUME: Duration = Duration::from_secs(2);
 /// How often to look whether the rest of a command's group is gone: no event tells.
 const LOOK: Duration = Duration::from_millis(20);
 /// When to rename a session that has waited. By then the command runs: while it is being started, an answer
@@ -183,7 +188,7 @@ struct Supervisor<'a> {
     signals: &'a Signals,
     log: Log,
     /// How to reach the server again.
-    settings: &'a [(CString, CString)],
+    settings: &'a Conninfo,
     lock: Lock,
     ward: Ward,
     guardian: Option<Guardian>,
@@ -247,19 +252,21 @@ impl Supervisor<'_> {
     fn wait(&self) -> bool {
         let deadline = self.next_deadline();
         self.timer.set(deadline);
-        let mut waits = vec![
+        let link = match &self.link {
+            Link::Up(session, _) | Link::Connecting(session, _) => drive::wait_for(session),
+            Link::Down(_) | Link::Gone => None,
+        };
+        let mut waits = [
             sys::Wait::read(self.signals.descriptor()),
             self.timer.wait(),
+            link.unwrap_or(sys::Wait::none()),
         ];
-        if let Link::Up(session, _) | Link::Connecting(session, _) = &self.link {
-            waits.extend(drive::wait_for(session));
-        }
         let left = deadline.map(|deadline| deadline.saturating_sub(sys::now()));
         if let Err(error) = sys::poll(&mut waits, left) {
             self.log.error(format_args!("poll: {error}"));
             sys::pause(RETRY);
         }
-        waits.get(2).is_some_and(|wait| wait.ready)
+        waits[2].ready
     }
 
     fn next_deadline(&self) -> Option<Moment> {
@@ -356,8 +363,7 @@ impl Supervisor<'_> {
         }
         match self.stage {
             Stage::Stopping(_) => !self.command.has_members(),
-            // A process that hangs in the kernel does not even die of SIGKILL.
-            Stage::Killed(then) => !self.command.has_members() || then + ATTEMPT < sys::now(),
+            Stage::Killed(then) => !self.command.has_members() || then + DYING < sys::now(),
             Stage::Running | Stage::Suspending(_) | Stage::Resuming(_) => true,
         }
     }
@@ -375,7 +381,7 @@ impl Supervisor<'_> {
             }
             signal if self.beats() && !self.paused => self.command.signal(signal),
             // Not with a SIGCONT behind it.
-            signal => self.command.note(signal),
+            signal => self.command.send(signal),
         }
     }
 
@@ -429,7 +435,7 @@ impl Supervisor<'_> {
     /// was ended alone has left the lock to others; a server that is restarting has left it to nobody.
     fn pause(&mut self) {
         if self.config.kill_on_loss && self.ended.is_none() {
-            self.command.note(Signal::STOP);
+            self.command.send(Signal::STOP);
             self.paused = true;
         }
     }
@@ -448,14 +454,14 @@ impl Supervisor<'_> {
     /// Lets a command run on that was paused, unless somebody else wants it stopped.
     fn unpause(&mut self) {
         if std::mem::take(&mut self.paused) && !self.halted {
-            self.command.note(Signal::CONT);
+            self.command.send(Signal::CONT);
         }
     }
 
     /// Stops pglock, with the rest of its group, until the shell continues it; and what of the command is not
     /// stopped yet, for nobody is there then to stop it when the lock is lost.
     fn suspend(&mut self, lease_is_lifted: bool) {
-        self.command.note(Signal::STOP);
+        self.command.send(Signal::STOP);
         if lease_is_lifted {
             self.ward.set_deadline(None);
         }
@@ -468,7 +474,7 @@ impl Supervisor<'_> {
         // Where no shell is, it would stop for the same reason again and again.
         self.wants_terminal &= !was_stopped;
         let ttl = self.lease.map(|lease| lease.terms().ttl());
-        self.stage = Stage::Resuming(sys::now() + ttl.unwrap_or(ATTEMPT));
+        self.stage = Stage::Resuming(sys::now() + ttl.unwrap_or(RESUME));
         if !matches!(self.link, Link::Up(..)) {
             self.kill("the connection is gone, now that pglock is continued");
         }
@@ -561,7 +567,7 @@ impl Supervisor<'_> {
                 }
             }
             // Again and again: a member of the group may have been starting another.
-            Stage::Killed(_) => self.command.note(Signal::KILL),
+            Stage::Killed(_) => self.command.send(Signal::KILL),
             Stage::Suspending(by) => {
                 if by <= now {
                     self.suspend(false);
@@ -626,7 +632,7 @@ impl Supervisor<'_> {
                 _ => c";".into(),
             },
             Question::Retake => self.lock.retake_sql(connection),
-            Question::Age => CString::new(lock::lost_sql()).unwrap_or_default(),
+            Question::Age => lock::lost_sql(),
             Question::Lift => self.lock.lift_sql(connection),
             Question::Check => self.lock.check_sql(connection),
         };
@@ -716,7 +722,7 @@ impl Supervisor<'_> {
         if let (Question::Beat | Question::Age | Question::Lift, Some(pq::Outcome::Failed(error))) =
             (question, outcomes.last())
         {
-            self.disconnected(&error.clone());
+            self.disconnected(error);
             return;
         }
         match question {

@@ -9,7 +9,9 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStringExt;
 use std::ptr;
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{
+    AtomicBool, AtomicI32, AtomicPtr, AtomicU64, AtomicUsize, Ordering, compiler_fence,
+};
 use std::time::Duration;
 
 /// The descriptor of standard output.
@@ -31,6 +33,11 @@ fn check(result: c_int) -> io::Result<c_int> {
     } else {
         Ok(result)
     }
+}
+
+/// A string for C, of what was one before or cannot hold a null byte.
+pub fn c_string(bytes: impl Into<Vec<u8>>) -> CString {
+    CString::new(bytes).unwrap_or_default()
 }
 
 // Start and end of the process
@@ -491,7 +498,7 @@ extern "C" fn handle(signal: c_int) {
         }
         return;
     }
-    if BLOCKING.load(Ordering::Relaxed) {
+    if BLOCKING.load(Ordering::Acquire) {
         let late = now().as_nanos() as u64 >= BLOCKING_UNTIL.load(Ordering::Relaxed);
         if signal == libc::SIGALRM && late {
             // SAFETY: while `BLOCKING` is set these two describe a string that is alive, see
@@ -558,13 +565,13 @@ impl Signals {
             dispositions: Vec::new(),
         };
         for signal in caught() {
-            signals.dispose(signal, handle as *const () as libc::sighandler_t);
+            signals.set_disposition(signal, handle as *const () as libc::sighandler_t);
         }
         // A log line to a closed pipe or a file that must not grow must not end pglock, nor one to a terminal stop
         // it.
-        signals.dispose(libc::SIGPIPE, libc::SIG_IGN);
-        signals.dispose(libc::SIGXFSZ, libc::SIG_IGN);
-        signals.dispose(libc::SIGTTOU, libc::SIG_IGN);
+        signals.set_disposition(libc::SIGPIPE, libc::SIG_IGN);
+        signals.set_disposition(libc::SIGXFSZ, libc::SIG_IGN);
+        signals.set_disposition(libc::SIGTTOU, libc::SIG_IGN);
         let mut own = mask;
         // SAFETY: the calls change and read a set that is filled.
         unsafe {
@@ -577,7 +584,7 @@ impl Signals {
 
     /// Sets what to do about a signal, and remembers what was done before where the command would not find it
     /// so: executed, it finds what was caught at its default and what was ignored ignored.
-    fn dispose(&mut self, signal: c_int, handler: libc::sighandler_t) {
+    fn set_disposition(&mut self, signal: c_int, handler: libc::sighandler_t) {
         // SAFETY: `sigaction` reads one structure and fills the other; all zeros are a value of it. The
         // handler is `handle`, which does only what a handler may, or one of the constants.
         unsafe {
@@ -630,7 +637,7 @@ impl Signals {
         BLOCKING_STATUS.store(status.into(), Ordering::Relaxed);
         let until = deadline.map_or(u64::MAX, |deadline| deadline.as_nanos() as u64);
         BLOCKING_UNTIL.store(until, Ordering::Relaxed);
-        BLOCKING.store(true, Ordering::Relaxed);
+        BLOCKING.store(true, Ordering::Release);
         let start = now();
         // A millisecond late, so that the clock is past the deadline when the signal comes.
         let before = deadline.and_then(|deadline| {
@@ -651,7 +658,9 @@ impl Signals {
             let spent = now().saturating_sub(start);
             set_alarm(before.map(|before| before.saturating_sub(spent)));
         }
-        BLOCKING.store(false, Ordering::Relaxed);
+        BLOCKING.store(false, Ordering::SeqCst);
+        // The line may be gone when this returns, and the flag must be by then.
+        compiler_fence(Ordering::SeqCst);
         result
     }
 }
@@ -720,7 +729,8 @@ pub fn stop_own_group() -> bool {
 }
 
 /// Ends pglock for a signal, with the status of a shell for it. What was typed at the terminal ends it as a
-/// signal, for a shell ends its loop only if it sees that. Does only what a signal's handler may.
+/// signal, for a shell ends its loop only if it sees that. Does only what a signal's handler may; `setrlimit`, which
+/// POSIX does not name among that, is a bare system call.
 pub fn end_by(signal: Signal) -> ! {
     let typed = signal == Signal::INT || signal == Signal::QUIT;
     if typed && Terminal::open().is_some_and(|terminal| terminal.foreground() == own_group()) {
@@ -744,14 +754,17 @@ pub fn end_by(signal: Signal) -> ! {
 
 /// Makes a call while a signal does what it does by default.
 fn with_default(signal: Signal, call: impl FnOnce()) {
-    // SAFETY: `sigaction` reads and fills structures of this frame, for which all zeros are a value; the
-    // handler is a constant.
+    // SAFETY: all zeros are a value of the structure.
+    let mut action = unsafe { MaybeUninit::<libc::sigaction>::zeroed().assume_init() };
+    let mut before = action;
+    action.sa_sigaction = libc::SIG_DFL;
+    // SAFETY: the call reads one structure of this frame and fills the other; the handler is a constant.
     unsafe {
-        let mut action = MaybeUninit::<libc::sigaction>::zeroed().assume_init();
-        let mut before = MaybeUninit::<libc::sigaction>::zeroed().assume_init();
-        action.sa_sigaction = libc::SIG_DFL;
         libc::sigaction(signal.0, &action, &mut before);
-        call();
+    }
+    call();
+    // SAFETY: as above.
+    unsafe {
         libc::sigaction(signal.0, &before, ptr::null_mut());
     }
 }
@@ -858,7 +871,7 @@ pub fn reap() -> Option<(Pid, Change)> {
     Some((Pid(pid), change))
 }
 
-/// Whether a child is running, or has ended and was not waited for. If it has ended, it is waited for.
+/// Whether a child is still running. One that has ended is waited for.
 pub fn is_running(child: Pid) -> bool {
     // SAFETY: the call takes numbers and a null pointer, which asks for no status.
     unsafe { libc::waitpid(child.0, ptr::null_mut(), libc::WNOHANG) == 0 }
@@ -1117,12 +1130,12 @@ impl Ward {
         self.0.deadline.store(deadline, Ordering::SeqCst);
     }
 
-    /// Whether the guardian has killed the group since its deadline had passed.
+    /// Whether the guardian has killed the group because its deadline had passed.
     pub fn has_fired(&self) -> bool {
         self.0.fired.load(Ordering::SeqCst)
     }
 
-    /// Notes that it does.
+    /// Notes that the guardian kills it for that.
     pub fn set_fired(&self) {
         self.0.fired.store(true, Ordering::SeqCst);
     }

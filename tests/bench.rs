@@ -105,8 +105,6 @@ impl Bench {
             .hba("host all scram 127.0.0.1/32 scram-sha-256")
             // As it is by default; the tests make do with less.
             .conf("shared_buffers = 128MB")
-            // Old enough: no newcomer has to hold off.
-            .age(Duration::from_secs(1))
             .start();
         // A younger server might have had other holders before, and pglock would ask it about that.
         sleep(Duration::from_secs(16));

@@ -363,8 +363,10 @@ fn what_has_left_the_group_before_is_not_the_guardian_s() {
 
 #[test]
 fn no_zombie_is_among_pglock_s_children() {
-    let server = Server::new();
-    let run = Pglock::on(&server)
+    let server = Server::builder().tcp().start();
+    // A child looks the name up, and ends.
+    let run = Pglock::at(server.port())
+        .env("PGLOCK_HOST", "localhost")
         .sh("sleep 0 & sleep 0 | sleep 0; echo ready; exec sleep 1000")
         .spawn();
     run.wait_for_output("ready");

@@ -78,29 +78,6 @@ fn a_server_takes_settings_and_rules() {
 }
 
 #[test]
-fn every_server_is_a_cluster_of_its_own_age() {
-    let identity = |server: &Server| {
-        let row = server.psql(
-            "select system_identifier, extract(epoch from now())::bigint - (system_identifier >> 32) from pg_control_system()",
-        );
-        let (id, age) = row.split_once('|').expect("two columns");
-        (id.to_owned(), age.parse::<u64>().expect("an age"))
-    };
-    let (young, old) = (
-        Server::new(),
-        Server::builder().age(Duration::from_secs(3600)).start(),
-    );
-    let ((young_id, young_age), (old_id, old_age)) = (identity(&young), identity(&old));
-    assert_ne!(young_id, old_id);
-    assert!(young_age < 60, "{young_age}");
-    assert!((3600..3660).contains(&old_age), "{old_age}");
-    // And it stays usable through recovery.
-    old.psql("create table t as select 1 as x");
-    old.restart(Stop::Immediate);
-    assert_eq!(old.psql("select x from t"), "1");
-}
-
-#[test]
 fn a_server_stops_and_starts_in_every_way() {
     let server = Server::builder().tcp().start();
     let mut session = server.session();

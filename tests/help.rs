@@ -2,8 +2,8 @@
 
 use crate::support::*;
 
-/// The seed's text, to the byte.
-const SEED: &str = r#"pglock runs a command while holding a lock in a PostgreSQL database.
+/// The Go tool's text, to the byte.
+const ORIGINAL: &str = r#"pglock runs a command while holding a lock in a PostgreSQL database.
 Any concurrent invocations that fail to obtain a lock will not run
 the given command and will exit with return code 0.
 
@@ -20,20 +20,20 @@ PGLOCK_PASS needs to be configured to authenticate to the database.
 "#;
 
 #[test]
-fn the_help_begins_with_the_text_of_the_seed() {
+fn the_help_begins_with_the_text_of_the_go_tool() {
     let output = Pglock::new().flag("--help").run();
     let text = output.assert_status(0).stdout();
-    assert!(text.starts_with(SEED), "{}", output.report());
+    assert!(text.starts_with(ORIGINAL), "{}", output.report());
     assert_eq!(output.stderr(), "", "{}", output.report());
 }
 
 #[test]
 fn the_help_goes_on_with_the_other_flags_in_the_same_style() {
     let text = Pglock::new().flag("--help").run().stdout();
-    let rest = text.strip_prefix(SEED).expect("the seed's text");
+    let rest = text.strip_prefix(ORIGINAL).expect("the Go tool's text");
     assert!(
         rest.starts_with('\n'),
-        "a blank line after the seed's flags: {rest}"
+        "a blank line after the Go tool's flags: {rest}"
     );
     for flag in [
         "--block ",

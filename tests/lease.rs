@@ -96,11 +96,6 @@ fn assert_between(what: &str, time: Duration, from: Duration, to: Duration) {
     );
 }
 
-/// Waits until a restart of this server is no longer taken for the first start of a new cluster.
-fn grow_old(made: Instant) {
-    thread::sleep((made + Duration::from_millis(3500)).saturating_duration_since(Instant::now()));
-}
-
 /// Ends the session that holds the lock.
 #[track_caller]
 fn terminate_holder(server: &Server, key: i64) {
@@ -466,7 +461,6 @@ fn without_a_lease_silence_is_no_loss_but_the_end_of_the_session_is() {
 /// A restart does not disturb the command; who comes anew waits until nobody can come back any more.
 fn survives(restart: Restart) {
     let server = Server::new();
-    grow_old(Instant::now());
     let run = start(Pglock::on(&server).flags(LONG), UNTIL_TOLD);
     let before = server.holders(1);
     let struck = Instant::now();
@@ -617,7 +611,6 @@ fn timeouts_of_a_role_do_not_end_one_who_holds_off() {
 
 #[test]
 fn restarts_with_others_at_the_door_stop_and_overlap_nothing() {
-    let made = Instant::now();
     let server = Server::new();
     let scratch = Scratch::new();
     // flock's lock is inherited by all that the command starts, and nobody can leave it behind.
@@ -629,7 +622,6 @@ fn restarts_with_others_at_the_door_stop_and_overlap_nothing() {
         Pglock::on(&server).flags(LONG),
         &format!("{witness}; cat; exit 7"),
     );
-    grow_old(made);
     let short = format!("{witness}; sleep 0.1; exit 3");
     let waiter = |flags: &[&str]| {
         Pglock::on(&server)
@@ -970,11 +962,11 @@ fn terms_that_cannot_be_kept_are_refused() {
         ),
         (
             &["--grace", "9"],
-            &["--grace 9", "--ttl 15, the default", "at most --grace 8"],
+            &["--grace 9", "--ttl 15 (the default)", "at most --grace 8"],
         ),
         (
             &["--ttl", "6"],
-            &["--ttl 6", "--grace 5, the default", "at most --grace 2"],
+            &["--ttl 6", "--grace 5 (the default)", "at most --grace 2"],
         ),
         (
             &["--ttl", "3", "--grace", "1"],

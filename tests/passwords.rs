@@ -1,5 +1,8 @@
 //! Passwords of all kinds get through, and get out nowhere.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+
 use crate::support::*;
 
 /// Each of them breaks something when it is pasted into a URI, a connection string, a password file or a shell.
@@ -223,12 +226,15 @@ fn a_password_in_a_good_connection_string_is_not_shown_when_connecting_fails() {
 
 #[test]
 fn a_password_that_went_astray_is_not_shown() {
-    for (name, value) in [
-        ("PGLOCK_PASSWORD", "hunter2"),
-        ("PGLOCK_DSN", "postgresql://u:hunter2@h/db"),
-        ("PGLOCK_HOST", "postgresql://u:hunter2@h/db"),
-        ("PGLOCK_PORT", "postgresql://u:hunter2@h/db"),
-    ] {
+    let cases: [(&str, &[u8]); 5] = [
+        ("PGLOCK_PASSWORD", b"hunter2"),
+        ("PGLOCK_DSN", b"postgresql://u:hunter2@h/db"),
+        ("PGLOCK_HOST", b"postgresql://u:hunter2@h/db"),
+        ("PGLOCK_PORT", b"postgresql://u:hunter2@h/db"),
+        ("PGLOCK_DATABASE", b"host=h password=hunter2\xff"),
+    ];
+    for (name, value) in cases {
+        let value = OsStr::from_bytes(value);
         let output = Pglock::new().env(name, value).command(["true"]).run();
         output.assert_refused(&[name]).assert_nowhere("hunter2");
     }

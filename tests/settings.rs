@@ -218,7 +218,7 @@ fn each_setting_has_its_own_order() {
 }
 
 #[test]
-fn the_defaults_are_the_seed_s() {
+fn the_defaults_are_those_of_the_go_tool() {
     let fake = FakeServer::new();
     let pglock = Pglock::new().flags(["--port", &fake.port().to_string(), "--user", "u"]);
     let output = pglock.command(["true"]).run();

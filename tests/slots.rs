@@ -551,8 +551,6 @@ fn slots_outlast_a_restart_of_the_server() {
         (keys(&server, "granted").len() == 6).then_some(())
     });
     server.stop(Stop::Immediate);
-    // A cluster that was only just made has no holders that newcomers should leave time to.
-    identifier::renew(&server.data(), Duration::from_secs(3600));
     server.start();
     // Each has the very slot again that it had.
     eventually("all are back", PATIENCE, || {

@@ -275,7 +275,7 @@ fn a_server_that_is_starting_is_waited_for() {
 #[test]
 fn a_server_that_goes_down_in_any_way_while_one_waits_is_waited_for() {
     for how in ["fast", "immediate", "crash"] {
-        let server = Server::builder().age(Duration::from_secs(3600)).start();
+        let server = Server::new();
         let mut session = server.session();
         session.hold(1);
         let waiter = Pglock::on(&server)

@@ -227,7 +227,7 @@ fn a_release_hands_the_lock_to_the_waiter_and_to_nobody_else() {
 }
 
 #[test]
-fn the_longest_waiter_is_the_next_holder_most_of_the_time() {
+fn all_who_wait_get_their_turn() {
     let server = Server::new();
     let mut session = server.session();
     session.hold(1);
@@ -248,7 +248,7 @@ fn the_longest_waiter_is_the_next_holder_most_of_the_time() {
     for waiter in waiters {
         waiter.wait().assert_status(0);
     }
-    // "Nearly first come, first served": all of them come, in whatever order.
+    // Turns are nearly first come, first served, so the order is left open.
     let mut lines: Vec<String> = std::fs::read_to_string(&order)
         .expect("read")
         .lines()

@@ -77,7 +77,7 @@ pub fn run(options: &Options) -> Report {
 
 impl Arena {
     fn new(options: &Options) -> Arena {
-        let server = Server::builder().age(Duration::from_secs(3600)).start();
+        let server = Server::new();
         let proxies = (0..options.slots)
             .map(|_| Arc::new(Proxy::new(&server)))
             .collect();

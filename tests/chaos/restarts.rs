@@ -86,7 +86,7 @@ pub fn main(words: &[String]) -> ExitCode {
     let dir = Scratch::new();
     let mut log = Log::new(&dir.path().join("log"));
     let mut door = Door {
-        server: Server::builder().age(Duration::from_secs(3600)).start(),
+        server: Server::new(),
         dir,
         started: 0,
     };

@@ -4,7 +4,6 @@
 //! test process is killed. Nothing uses a fixed port, and nothing waits for luck: see [`wait`].
 
 pub mod cluster;
-pub mod identifier;
 pub mod janitor;
 pub mod net;
 pub mod pgbouncer;

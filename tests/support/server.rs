@@ -20,7 +20,7 @@ use nix::unistd::{Pid, Uid, User};
 use super::session::{self, Session};
 use super::tls::Authority;
 use super::wait::{PATIENCE, within};
-use super::{Scratch, eventually, identifier};
+use super::{Scratch, eventually};
 
 /// How to stop a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,7 +46,6 @@ pub struct Builder {
     hba: Vec<String>,
     tcp: bool,
     durable: bool,
-    age: Duration,
     host: Option<String>,
     origin: Option<PathBuf>,
 }
@@ -76,12 +75,6 @@ impl Builder {
         self
     }
 
-    /// Lets the cluster have been made `age` ago instead of just now.
-    pub fn age(mut self, age: Duration) -> Builder {
-        self.age = age;
-        self
-    }
-
     /// Offers TLS on TCP, with a certificate for `host` from the authority at [`Server::authority`].
     pub fn tls(mut self, host: &str) -> Builder {
         self.host = Some(host.to_owned());
@@ -104,7 +97,6 @@ impl Builder {
             copy(origin, &data);
         } else {
             copy(&template(programs), &data);
-            identifier::renew(&data, self.age);
         }
 
         let mut conf =
@@ -188,7 +180,6 @@ impl Server {
             hba: Vec::new(),
             tcp: false,
             durable: false,
-            age: Duration::ZERO,
             host: None,
             origin: None,
         }
