@@ -114,7 +114,6 @@ pub fn run(
         stage: Stage::Running,
         ended: None,
         lost: false,
-        paused: false,
         halted: false,
         wants_terminal: false,
         out_of_reach: false,
@@ -173,6 +172,8 @@ enum Question {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Stage {
     Running,
+    /// pglock has stopped it until it knows what has become of the lock, see [`Supervisor::pause`].
+    Paused,
     /// The lock is lost: it was told to end, and is killed at this moment.
     Stopping(Moment),
     /// It was killed, at this moment.
@@ -209,9 +210,7 @@ struct Supervisor<'a> {
     /// How the command itself ended; others of its group may be left.
     ended: Option<Change>,
     lost: bool,
-    /// Whether pglock has stopped the command, see [`Supervisor::pause`].
-    paused: bool,
-    /// Whether somebody else has.
+    /// Whether somebody else than pglock has stopped the command.
     halted: bool,
     /// Whether it stopped because it wants the terminal, which only a shell could give it.
     wants_terminal: bool,
@@ -272,8 +271,8 @@ impl Supervisor<'_> {
     fn next_deadline(&self) -> Option<Moment> {
         let lease = self.lease.as_ref();
         let stage = match self.stage {
-            Stage::Running if self.paused => self.paused_until(),
             Stage::Running => lease.map(Lease::terminate_at),
+            Stage::Paused => self.paused_until(),
             Stage::Stopping(kill_at) => Some(self.kill_at(kill_at)),
             Stage::Killed(_) => None,
             Stage::Suspending(by) | Stage::Resuming(by) => Some(by),
@@ -281,7 +280,7 @@ impl Supervisor<'_> {
         let link = match self.link {
             Link::Up(_, None) if self.beats() => self.beat_at(),
             Link::Connecting(_, until) => Some(until),
-            Link::Down(retry_at) if self.stage == Stage::Running => Some(retry_at),
+            Link::Down(retry_at) if self.reconnects() => Some(retry_at),
             _ => None,
         };
         let look = self.ended.map(|_| sys::now() + LOOK);
@@ -298,6 +297,11 @@ impl Supervisor<'_> {
     /// Whether heartbeats are to be sent.
     fn beats(&self) -> bool {
         matches!(self.stage, Stage::Running | Stage::Stopping(_))
+    }
+
+    /// Whether a connection that was lost is to be made again.
+    fn reconnects(&self) -> bool {
+        matches!(self.stage, Stage::Running | Stage::Paused)
     }
 
     /// When to kill a command that was to be killed at this moment: the lease may end earlier.
@@ -364,7 +368,7 @@ impl Supervisor<'_> {
         match self.stage {
             Stage::Stopping(_) => !self.command.has_members(),
             Stage::Killed(then) => !self.command.has_members() || then + DYING < sys::now(),
-            Stage::Running | Stage::Suspending(_) | Stage::Resuming(_) => true,
+            Stage::Running | Stage::Paused | Stage::Suspending(_) | Stage::Resuming(_) => true,
         }
     }
 
@@ -373,13 +377,13 @@ impl Supervisor<'_> {
         match signal {
             Signal::CHLD => {}
             // Then, and in the other stages, the command continues when the lock is known to be held.
-            Signal::CONT if self.paused => self.halted = false,
+            Signal::CONT if self.stage == Stage::Paused => self.halted = false,
             Signal::CONT => {
                 if self.beats() {
                     self.continue_command();
                 }
             }
-            signal if self.beats() && !self.paused => self.command.signal(signal),
+            signal if self.beats() => self.command.signal(signal),
             // Not with a SIGCONT behind it.
             signal => self.command.send(signal),
         }
@@ -398,13 +402,13 @@ impl Supervisor<'_> {
     /// The command was stopped. Where there is a terminal there may be a shell that should see pglock
     /// stopped too; elsewhere it is for whoever stopped the command to continue it.
     fn stopped(&mut self, signal: Signal) {
-        if !self.paused {
+        if self.stage != Stage::Paused {
             self.halted = true;
         }
         let Some(terminal) = self.terminal else {
             return;
         };
-        if self.stage != Stage::Running || self.paused {
+        if self.stage != Stage::Running {
             return;
         }
         if signal.is_about_terminal() && terminal.foreground() == sys::own_group() {
@@ -436,7 +440,7 @@ impl Supervisor<'_> {
     fn pause(&mut self) {
         if self.config.kill_on_loss && self.ended.is_none() {
             self.command.send(Signal::STOP);
-            self.paused = true;
+            self.stage = Stage::Paused;
         }
     }
 
@@ -453,8 +457,11 @@ impl Supervisor<'_> {
 
     /// Lets a command run on that was paused, unless somebody else wants it stopped.
     fn unpause(&mut self) {
-        if std::mem::take(&mut self.paused) && !self.halted {
-            self.command.send(Signal::CONT);
+        if self.stage == Stage::Paused {
+            self.stage = Stage::Running;
+            if !self.halted {
+                self.command.send(Signal::CONT);
+            }
         }
     }
 
@@ -488,7 +495,6 @@ impl Supervisor<'_> {
                 "the lock is lost: {why}; stopping the command"
             ));
             self.command.signal(Signal::TERM);
-            self.paused = false;
             self.stage = Stage::Stopping(kill_at);
         } else {
             self.carry_on_without(why);
@@ -536,9 +542,9 @@ impl Supervisor<'_> {
     fn keep_deadlines(&mut self) {
         let now = sys::now();
         match self.stage {
-            Stage::Running if self.ended.is_some() => {}
+            Stage::Running | Stage::Paused if self.ended.is_some() => {}
             // Continued, it might run beside another holder: a stopped command cannot end by itself.
-            Stage::Running if self.paused => {
+            Stage::Paused => {
                 if self.paused_until().is_some_and(|until| until <= now) {
                     let silence = self.silence();
                     self.kill(format_args!("no answer from the server for {silence}"));
@@ -592,6 +598,7 @@ impl Supervisor<'_> {
     /// Does what is due on the connection, or about its absence.
     fn carry_link_on(&mut self) {
         let now = sys::now();
+        let reconnects = self.reconnects();
         match &mut self.link {
             Link::Up(_, None) => {
                 let beat_is_due = self.beat_at().is_some_and(|beat_at| beat_at <= now);
@@ -603,7 +610,7 @@ impl Supervisor<'_> {
                     _ => {}
                 }
             }
-            Link::Down(retry_at) if *retry_at <= now && self.stage == Stage::Running => {
+            Link::Down(retry_at) if *retry_at <= now && reconnects => {
                 match Session::start(self.settings) {
                     Ok(session) => self.link = Link::Connecting(session, now + self.patience),
                     Err(error) => self.not_reconnected(&error),
@@ -701,7 +708,7 @@ impl Supervisor<'_> {
         // admin_shutdown, crash_shutdown.
         self.farewell = matches!(error.sqlstate.as_deref(), Some("57P01" | "57P02"));
         match self.stage {
-            Stage::Running if self.lease.is_some() => {
+            Stage::Running | Stage::Paused if self.lease.is_some() => {
                 self.pause();
                 self.link = Link::Down(sys::now());
             }
