@@ -532,7 +532,6 @@ impl Supervisor<'_> {
             "the lock is lost: {why}; the command carries on without it (--on-loss continue)"
         ));
         self.lease = None;
-        self.ward.set_deadline(None);
         if matches!(self.stage, Stage::Suspending(_) | Stage::Resuming(_)) {
             self.continue_command();
         }
