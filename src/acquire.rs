@@ -23,6 +23,8 @@ use crate::sys::{self, Signal, Signals, Ward};
 /// How long to wait between two attempts behind a pooler, on the average: a waiter there must not sit on
 /// one of the pool's few connections.
 const POOLED_PAUSE: Duration = Duration::from_millis(500);
+/// How long after its time an answer may come that is under way.
+const UNDER_WAY: Duration = Duration::from_secs(1);
 /// The first and the longest pause before a server is tried again that is down, starting or full.
 const RETRY: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(1)];
 
@@ -138,6 +140,10 @@ struct Attempt<'a> {
     guardian: Option<Guardian>,
     /// When the last message was sent that has to do with the lock.
     sent: Duration,
+    /// How many hosts are left to try, the one at hand included.
+    hosts_left: u32,
+    /// Whether the lock is held.
+    held: bool,
     /// Whether it was said that the lock is being obtained.
     announced: bool,
     /// Whether others held the lock at first.
@@ -177,6 +183,8 @@ impl<'a> Attempt<'a> {
             ward: Ward::new().map_err(|error| failed(format_args!("no memory: {error}")))?,
             guardian: None,
             sent: start,
+            hosts_left: 1,
+            held: false,
             announced: false,
             waited: false,
             hold: Hold::Session,
@@ -196,6 +204,8 @@ impl<'a> Attempt<'a> {
             let hosts = self.target.hosts();
             let mut hosts_left = hosts.len() as u32;
             for settings in hosts {
+                self.hosts_left = hosts_left;
+                self.held = false;
                 let trouble = match each(self, &settings, hosts_left) {
                     Ok(wanted) => return Ok(wanted),
                     Err(Failure::Stop(stop)) => return Err(stop),
@@ -268,6 +278,7 @@ impl<'a> Attempt<'a> {
         // A guardian is bound to one connection.
         self.guardian = None;
         let (lock, mut token) = self.obtain(&mut session)?;
+        self.held = true;
         if self.config.fence && token.is_none() {
             token = Some(self.token(settings, &mut session, lock)?);
         }
@@ -309,7 +320,7 @@ impl<'a> Attempt<'a> {
         let late = format!(
             "could not connect: no answer from {} within {} s",
             self.target,
-            (time.as_secs_f64() * 10.0).round() / 10.0
+            tenths(time)
         );
         let share = left(deadline).map(|left| sys::now() + left / hosts_left);
         let last_line = log::error_line(sys::wall_clock() + time.as_secs() as i64, &late);
@@ -330,6 +341,7 @@ impl<'a> Attempt<'a> {
                     if event == Some(Event::Connected) {
                         return Ok(session);
                     }
+                    drive::keep(share)?;
                 }
             });
         connected.map_err(|interrupt| match interrupt {
@@ -377,7 +389,12 @@ impl<'a> Attempt<'a> {
                     self.pause(jittered(POOLED_PAUSE).min(left))?;
                 }
                 Verdict::Young => caution = self.hold_off(session)?,
-                Verdict::Pooled => self.hold = Hold::Transaction,
+                Verdict::Pooled if self.hold == Hold::Session => self.hold = Hold::Transaction,
+                Verdict::Pooled => {
+                    return Err(
+                        failed("the server gave an unexpected answer to the lock call").into(),
+                    );
+                }
                 Verdict::Standby => {
                     return Err(Failure::Host(Trouble {
                         message: "the server is a standby, whose locks do not exclude those of its primary: \
@@ -506,8 +523,8 @@ impl<'a> Attempt<'a> {
                 }
             }
         }
-        let patience = self.config.connect_timeout;
-        let deadline = patience.map(|patience| sys::now() + turn + patience);
+        let asked = sys::now();
+        let deadline = self.answer_by(asked, turn);
         loop {
             match drive(session, self.signals, deadline) {
                 Ok(Event::Answered(outcomes)) => return Ok(outcomes),
@@ -519,8 +536,8 @@ impl<'a> Attempt<'a> {
                 Err(Interrupt::Late) => {
                     return Err(Failure::Host(Trouble {
                         message: format!(
-                            "no answer from the server within {} s (--connect-timeout)",
-                            patience.unwrap_or_default().as_secs()
+                            "no answer from the server within {} s",
+                            tenths(deadline.unwrap_or(asked).saturating_sub(asked))
                         ),
                         again: Again::IfWaiting,
                     }));
@@ -528,6 +545,23 @@ impl<'a> Attempt<'a> {
                 Err(Interrupt::Failed(error)) => return Err(lost(error)),
             }
         }
+    }
+
+    /// When a question that is asked now, and may take a turn in the queue, has to be answered. While the lock is
+    /// not held the end of the wait counts, and the hosts that are left want some of the time.
+    fn answer_by(&self, now: Duration, turn: Duration) -> Option<Duration> {
+        let patience = self.config.connect_timeout;
+        let mut limits = vec![patience.map(|patience| now + turn + patience)];
+        if !self.held {
+            if let Wait::Seconds(_) = self.config.wait {
+                limits.push(self.until.map(|until| until.max(now) + UNDER_WAY));
+            }
+            if self.hosts_left > 1 {
+                let share = left(self.until).map(|left| (left / self.hosts_left).max(UNDER_WAY));
+                limits.push(share.map(|share| now + turn + share));
+            }
+        }
+        limits.into_iter().flatten().min()
     }
 
     /// Takes a call for the lock back.
@@ -565,6 +599,9 @@ impl<'a> Attempt<'a> {
             if time.is_zero() {
                 return Ok(Caution::None);
             }
+            // The server's clock may have been set back since it started.
+            let ttl = self.claim.settings.ttl.unwrap_or(time);
+            let time = time.min(ttl);
             if self.config.wait == Wait::No && lock::is_held(&outcomes) {
                 self.name_holders(session)?;
                 return Err(Stop::NotObtained.into());
@@ -582,11 +619,16 @@ impl<'a> Attempt<'a> {
                 Wait::No | Wait::Forever => then,
             };
             // The session has a lease too, and would end in silence.
-            let ttl = self.claim.settings.ttl.unwrap_or(time);
             match drive(session, self.signals, Some(deadline.min(asked + ttl / 3))) {
                 Err(Interrupt::Late) if sys::now() < deadline => {}
                 Err(Interrupt::Late) if deadline < then => return Err(Stop::NotObtained.into()),
-                Err(Interrupt::Late) | Ok(_) => return Ok(Caution::HoldOff),
+                // It has not lost its sessions meanwhile, or this one would be gone; a pooler's may have been.
+                Err(Interrupt::Late) | Ok(_) => {
+                    return Ok(match self.hold {
+                        Hold::Session => Caution::None,
+                        Hold::Transaction => Caution::HoldOff,
+                    });
+                }
                 Err(Interrupt::Signal(signal)) => return Err(Stop::Signal(signal).into()),
                 Err(Interrupt::Failed(error)) => {
                     return Err(Failure::Host(Trouble {
@@ -659,6 +701,11 @@ fn same_server(mut settings: Conninfo, session: &Session) -> Conninfo {
         settings.push((c"hostaddr".into(), sys::c_string(address)));
     }
     settings
+}
+
+/// A time in seconds, for people.
+fn tenths(time: Duration) -> f64 {
+    (time.as_secs_f64() * 10.0).round() / 10.0
 }
 
 /// Whether an attempt that failed so is worth another.

@@ -17,6 +17,9 @@ use crate::log::Verbosity;
 /// An attempt looks at each slot in turn, and holds a snapshot meanwhile.
 const MOST_SLOTS: u32 = 10_000;
 
+/// What the URIs begin with that libpq understands.
+pub const URI_SCHEMES: [&str; 2] = ["postgresql://", "postgres://"];
+
 /// What the command line asks for.
 pub enum Request {
     /// `--help`.
@@ -408,6 +411,15 @@ pub fn check(flag: &Flag, value: &OsStr) -> Result<String, String> {
     match flag.value {
         Value::Text if flag.id == Id::Host && text.contains("://") => {
             Err("is a URI, which goes to --database".to_owned())
+        }
+        // Taken for the name of a database it would be shown, with the password in it.
+        Value::Text
+            if flag.id == Id::Database
+                && text.contains("://")
+                && !text.contains('=')
+                && !URI_SCHEMES.iter().any(|scheme| text.starts_with(scheme)) =>
+        {
+            Err("is a URI, and not one of postgresql://".to_owned())
         }
         Value::Text => Ok(text.to_owned()),
         Value::Switch => match text.to_ascii_lowercase().as_str() {

@@ -71,7 +71,21 @@ impl Target {
             sys::remove_variable(c"PGSERVICE");
             set_variable(c"PGSERVICE", &service);
         }
-        let sources = sources(&given);
+        let mut sources = sources(&given);
+        if server.host.is_some() {
+            // An address that the service names would take the place of the host, too, and libpq would look there
+            // for it again: so what else the service says is taken over, and not its name.
+            sources.retain(|(keyword, _)| keyword != "hostaddr");
+            if has_service(&given) {
+                for (keyword, value) in &sources {
+                    if get(&given, keyword).is_none() {
+                        set(&mut given, keyword, value.as_bytes());
+                    }
+                }
+                given.retain(|(keyword, _)| !keyword.starts_with("service"));
+                sys::remove_variable(c"PGSERVICE");
+            }
+        }
         let word = |keyword: &str| {
             let found = sources.iter().find(|(name, _)| name == keyword);
             let weaker = || found.map(|(_, value)| value.clone());
@@ -128,7 +142,10 @@ impl fmt::Display for Target {
 
 /// libpq's own rule for what `dbname` takes.
 fn is_connection_string(text: &str) -> bool {
-    text.starts_with("postgresql://") || text.starts_with("postgres://") || text.contains('=')
+    config::URI_SCHEMES
+        .iter()
+        .any(|scheme| text.starts_with(scheme))
+        || text.contains('=')
 }
 
 /// Takes a connection string apart. What is wrong with it is said without a word of it: any part of one
@@ -147,6 +164,11 @@ fn parse(string: &str, source: &str) -> Result<Vec<Setting>, pq::Error> {
         {
             return Err(wrong(&format!("its {keyword} {what}")));
         }
+    }
+    let host = given.iter().find(|(name, _)| name == "host");
+    let is_split = |host: &str| host.contains('@') && !host.starts_with(['/', '@']);
+    if host.is_some_and(|(_, hosts)| hosts.split(',').any(is_split)) {
+        return Err(wrong("its host has an @; one in a password is written %40"));
     }
     Ok(given
         .into_iter()
@@ -172,13 +194,21 @@ fn set(settings: &mut Vec<Setting>, keyword: &str, value: &[u8]) {
     settings.push((keyword.to_owned(), value.to_vec()));
 }
 
+/// Whether settings are to be looked up in a service file.
+fn has_service(given: &[Setting]) -> bool {
+    get(given, "service").is_some() || variable("PGSERVICE").is_some()
+}
+
+/// The value of a variable that has one.
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
 /// What libpq's own sources say of where to connect. To ask libpq takes a fifth of the work that pglock does before it
 /// connects: where there is neither a service file to read nor a user to look up, they are variables.
 fn sources(given: &[Setting]) -> Vec<(String, String)> {
-    let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-    let has_service = get(given, "service").is_some() || variable("PGSERVICE").is_some();
     let has_user = get(given, "user").is_some() || variable("PGUSER").is_some();
-    if has_service || !has_user {
+    if has_service(given) || !has_user {
         return pq::defaults();
     }
     [
@@ -204,7 +234,10 @@ fn put_defaults_below(given: &[Setting]) {
             set_variable(variable, value);
         }
     };
-    // Asked for its own sources libpq looks the user up, unless they name one.
+    // Asked for its own sources libpq looks the user up, unless they name one; an empty name is none.
+    if variable("PGUSER").is_none() {
+        sys::remove_variable(c"PGUSER");
+    }
     if let Some(user) = get(given, "user") {
         set_variable(c"PGUSER", &user);
     }

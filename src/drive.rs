@@ -41,6 +41,18 @@ pub fn drive(
         if let Some(event) = session.step().map_err(Interrupt::Failed)? {
             return Ok(event);
         }
+        keep(deadline)?;
+    }
+}
+
+/// Sees to a deadline where there is always something to do: a server may send without end.
+///
+/// # Errors
+/// It has passed.
+pub fn keep(deadline: Option<Duration>) -> Result<(), Interrupt> {
+    match left(deadline) {
+        Some(Duration::ZERO) => Err(Interrupt::Late),
+        _ => Ok(()),
     }
 }
 
@@ -100,9 +112,7 @@ pub fn wait_or_signal(
         if waits[1].ready {
             return Ok(());
         }
-        if left(deadline) == Some(Duration::ZERO) {
-            return Err(Interrupt::Late);
-        }
+        keep(deadline)?;
     }
 }
 

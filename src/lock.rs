@@ -5,7 +5,8 @@
 //! but one tells how it went, and the last brings what the lock table has of this session: the proof, looked
 //! at here. To a backend that has just been started everything that it looks up for the first time is
 //! expensive: so functions stand where operators could, and what can be compared here is.
-//! Functions are named in full, so that no `search_path` puts others in their place.
+//! Functions are named in full, so that no `search_path` puts others in their place; and operators get operands of
+//! the very types that they are made for, numbers in quotes where need be, or one from another schema could fit better.
 //!
 //! The keys: lock N is `pg_advisory_lock(N)`, the lock of a name `hashtextextended(name, 0)`. Of several
 //! slots the first is the lock itself. Slot i > 1 of lock N is `pg_advisory_lock(N, i)`, with N - 2^32 from 2^31 on, that of a
@@ -113,7 +114,7 @@ impl Key {
     /// The condition that a row of the lock table is about this key.
     fn condition(self) -> String {
         let (class, object, space) = self.columns();
-        format!("classid = {class} and objid = {object} and objsubid = {space}")
+        format!("classid = '{class}' and objid = '{object}' and objsubid = '{space}'")
     }
 }
 
@@ -208,8 +209,14 @@ impl Claim {
                 ),
             )
         };
+        // The statement that sleeps begins before its own settings are in force.
+        let unhurried = if waited {
+            "select pg_catalog.set_config('statement_timeout', '0', true); "
+        } else {
+            ""
+        };
         sql(format!(
-            "{}select {}when {} then '' {attempt} end; {PROOF}",
+            "{}{unhurried}select {}when {} then '' {attempt} end; {PROOF}",
             begin(hold),
             guards(connection, hold, caution, self.settings.ttl),
             self.settings.condition(connection, hold, 0),
@@ -251,7 +258,7 @@ impl Claim {
                  slot := place; \
                  exit search when {call}; \
                  end loop; \
-                 if pg_catalog.clock_timestamp() > pg_catalog.now() + '{turn} ms' then return; end if; \
+                 if pg_catalog.clock_timestamp() > pg_catalog.now() + interval '{turn} ms' then return; end if; \
                  perform pg_catalog.pg_sleep(0.02); \
                  end loop; \
                  perform pg_catalog.pg_advisory_unlock({door});",
@@ -302,8 +309,8 @@ impl Claim {
         format!(
             "if not pg_catalog.pg_try_advisory_lock{suffix}({gate}) then \
              perform pg_catalog.pg_advisory_lock{suffix}({gate}); \
-             perform pg_catalog.set_config('lock_timeout', greatest(1, {turn} - extract(epoch \
-             from pg_catalog.clock_timestamp() - pg_catalog.now()) * 1000)::int::text, false); \
+             perform pg_catalog.set_config('lock_timeout', greatest(1, '{turn}' - extract(epoch \
+             from pg_catalog.clock_timestamp() - pg_catalog.now()) * '1000')::int::text, false); \
              end if;{leave}"
         )
     }
@@ -350,7 +357,7 @@ impl Claim {
             Hold::Transaction => String::new(),
         };
         sql(format!(
-            "{settings}select {ttl} - extract(epoch from pg_catalog.clock_timestamp() - greatest({lost})), {is_first}, \
+            "{settings}select '{ttl}' - extract(epoch from pg_catalog.clock_timestamp() - greatest({lost})), {is_first}, \
              {is_held}"
         ))
     }
@@ -381,7 +388,7 @@ impl Claim {
                 let slots = match slots {
                     1 => String::new(),
                     slots => format!(
-                        " or (classid = {id} and objid::bigint between {DOOR} and {slots} and objsubid = 2)"
+                        " or (classid = '{id}' and objid::bigint between '{DOOR}' and '{slots}' and objsubid = '2')"
                     ),
                 };
                 format!("(({one}){slots})")
@@ -393,7 +400,7 @@ impl Claim {
                     _ => format!(" or ({})", self.is_beside(connection, DOOR)),
                 };
                 format!(
-                    "((objsubid = 1 and {BIGINT} in (select pg_catalog.hashtextextended({text}, slot) \
+                    "((objsubid = '1' and {BIGINT} in (select pg_catalog.hashtextextended({text}, slot) \
                      from pg_catalog.generate_series(0, {}) slot)){door})",
                     slots - 1
                 )
@@ -419,7 +426,7 @@ impl Claim {
             Name::Text(text) => format!("{} >> 32 & 4294967295", hash(connection, text, "1")),
         };
         let object = second as u32;
-        format!("objsubid = 2 and objid = {object} and classid::bigint = {class}")
+        format!("objsubid = '2' and objid = '{object}' and classid::bigint = ({class})::bigint")
     }
 
     /// Whether somebody waits for the exclusive lock, and so holds the gate.
@@ -690,6 +697,12 @@ pub fn verdict(outcomes: &[Outcome], shared: bool) -> Verdict {
     };
     let (word, proof) = match outcomes {
         [.., Outcome::Failed(error)] => return Verdict::Refused(error.clone()),
+        _ if outcomes
+            .iter()
+            .any(|outcome| matches!(outcome, Outcome::Failed(_))) =>
+        {
+            return refused("the server goes on after an error");
+        }
         [.., word, proof] => (word.field(0).unwrap_or_default(), proof),
         _ => return refused("the server gave no answer to the lock call"),
     };
@@ -762,7 +775,10 @@ pub fn token(outcomes: &[Outcome]) -> Option<u64> {
 
 /// A number of seconds; one that is negative counts as zero.
 fn seconds(text: &str) -> Option<Duration> {
-    let seconds: f64 = text.parse().ok()?;
+    let seconds = text
+        .parse()
+        .ok()
+        .filter(|seconds: &f64| seconds.is_finite())?;
     Duration::try_from_secs_f64(seconds.max(0.0)).ok()
 }
 

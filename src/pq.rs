@@ -216,18 +216,28 @@ impl Connection {
 
     /// The next statement's outcome (`PQgetResult`), `None` after the last. Only when not
     /// [busy](Self::is_busy): else it would block.
-    pub fn next_outcome(&mut self) -> Option<Outcome> {
+    ///
+    /// # Errors
+    /// The server begins to copy, which no query of ours asks for; libpq would say so again and again.
+    pub fn next_outcome(&mut self) -> Result<Option<Outcome>, Error> {
         // SAFETY: `raw` is a live connection.
-        let raw = NonNull::new(unsafe { pq_sys::PQgetResult(self.raw.as_ptr()) })?;
+        let Some(raw) = NonNull::new(unsafe { pq_sys::PQgetResult(self.raw.as_ptr()) }) else {
+            return Ok(None);
+        };
         let result = QueryResult(raw);
-        Some(match result.status() {
+        Ok(Some(match result.status() {
             ExecStatusType::PGRES_TUPLES_OK
             | ExecStatusType::PGRES_COMMAND_OK
             | ExecStatusType::PGRES_EMPTY_QUERY => Outcome::Done {
                 rows: result.rows(),
             },
+            ExecStatusType::PGRES_COPY_IN
+            | ExecStatusType::PGRES_COPY_OUT
+            | ExecStatusType::PGRES_COPY_BOTH => {
+                return Err(Error::new("the server began to copy in place of an answer"));
+            }
             _ => Outcome::Failed(result.error()),
-        })
+        }))
     }
 
     /// Whether libpq knows the connection to be closed.

@@ -85,7 +85,7 @@ impl Session {
             let Stage::Asking(outcomes) = &mut self.stage else {
                 break;
             };
-            match self.connection.next_outcome() {
+            match self.connection.next_outcome()? {
                 Some(outcome) => outcomes.push(outcome),
                 None if self.connection.is_bad() => break,
                 None => {

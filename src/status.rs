@@ -19,7 +19,7 @@ const HEAD: [&str; 10] = [
 pub fn sql(connection: &Connection, claim: Option<&Claim>) -> CString {
     let condition = claim.map_or("true".to_owned(), |claim| claim.condition(connection));
     let at_door = format!(
-        "objsubid = 2 and objid = 0 and {}",
+        "objsubid = '2' and objid = '0' and {}",
         match claim {
             Some(_) => "true",
             None => IS_LABEL,
@@ -35,7 +35,7 @@ pub fn sql(connection: &Connection, claim: Option<&Claim>) -> CString {
          from pg_catalog.pg_locks locks \
          left join pg_catalog.pg_stat_activity activity on activity.pid = locks.pid \
          where locktype = 'advisory' and {condition} \
-         and not (objsubid = 2 and objid = 4294967295 and {IS_LABEL}) and {OWN_DATABASE} \
+         and not (objsubid = '2' and objid = '4294967295' and {IS_LABEL}) and {OWN_DATABASE} \
          order by lock, state, locks.pid"
     );
     sys::c_string(text)

@@ -230,6 +230,41 @@ fn a_password_file_is_taken_by_its_line_for_this_server() {
 }
 
 #[test]
+fn a_host_is_stronger_than_the_address_of_a_service() {
+    let server = Server::builder().tcp().start();
+    server.psql("create role keeper login");
+    let scratch = Scratch::new();
+    let [here, elsewhere] = ["127.0.0.1", "127.0.0.77"];
+    let pglock = |host: &str, hostaddr: &str| {
+        let service = format!(
+            "[jobs]\nhost={hostaddr}\nhostaddr={hostaddr}\nport={}\nuser=keeper\n",
+            server.port()
+        );
+        Pglock::new()
+            .env("PGSERVICEFILE", scratch.file("services", 0o600, service))
+            .flags(["--host", host])
+    };
+    for wrap in [
+        |pglock: Pglock| pglock.env("PGSERVICE", "jobs"),
+        |pglock: Pglock| pglock.flags(["--database", "service=jobs"]),
+    ] {
+        let marker = Marker::new();
+        let output = wrap(pglock(elsewhere, here))
+            .command(marker.command())
+            .run();
+        output.assert_failed(&["127.0.0.77"]);
+        assert!(!marker.exists());
+        let output = wrap(pglock(here, elsewhere)).command(["true"]).run();
+        output.assert_status(0);
+        assert!(
+            output.stderr().contains("keeper@127.0.0.1:"),
+            "{}",
+            output.report()
+        );
+    }
+}
+
+#[test]
 fn a_service_file_says_it_all() {
     let server = Server::builder()
         .tls("localhost")

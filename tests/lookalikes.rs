@@ -4,6 +4,7 @@ use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpListener};
 use std::os::unix::net::UnixStream;
 use std::thread;
+use std::time::Duration;
 
 use crate::support::*;
 
@@ -39,6 +40,91 @@ fn reporting(server: &Server, name: &str, value: &str) -> u16 {
         let _ = client.shutdown(Shutdown::Write);
     });
     port
+}
+
+/// A port of 127.0.0.1 where a client is let in and gets this answer to its query, once or `again` and again.
+fn answering(answer: Vec<u8>, again: bool) -> u16 {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("listen");
+    let port = listener.local_addr().expect("an address").port();
+    thread::spawn(move || {
+        let (mut client, _) = listener.accept().expect("a client");
+        let mut buffer = [0; 4096];
+        let _ = client.read(&mut buffer);
+        let _ = client.write_all(b"R\0\0\0\x08\0\0\0\0Z\0\0\0\x05I");
+        let _ = client.read(&mut buffer);
+        while client.write_all(&answer).is_ok() && again {}
+        let _ = client.read(&mut buffer);
+    });
+    port
+}
+
+#[test]
+fn a_server_that_copies_or_never_ends_is_left() {
+    let notice = b"N\0\0\0\x17SNOTICE\0C00000\0Mx\0\0";
+    let rows = b"T\0\0\0\x06\0\0C\0\0\0\x0dSELECT 0\0";
+    let cases = [
+        (b"G\0\0\0\x07\0\0\0".to_vec(), false, "began to copy"),
+        (b"H\0\0\0\x07\0\0\0".to_vec(), false, "began to copy"),
+        (notice.repeat(100), true, "no answer from the server"),
+        (rows.repeat(100), true, "no answer from the server"),
+    ];
+    for (answer, again, says) in cases {
+        let marker = Marker::new();
+        let run = Pglock::at(answering(answer, again))
+            .flags(["--connect-timeout", "1"])
+            .command(marker.command())
+            .spawn();
+        run.wait_within(Duration::from_secs(10))
+            .assert_failed(&[says]);
+        assert!(!marker.exists());
+    }
+}
+
+#[test]
+fn operators_of_others_are_not_called() {
+    let server = Server::new();
+    server.psql("create table called (what text); grant insert on called to public");
+    for (name, left, right, result) in [
+        ("=", "oid", "int4", "bool"),
+        ("=", "oid", "int8", "bool"),
+        ("=", "int2", "int8", "bool"),
+        ("-", "int4", "numeric", "numeric"),
+        ("*", "numeric", "int4", "numeric"),
+        ("+", "timestamptz", "text", "timestamptz"),
+    ] {
+        server.psql(&format!(
+            "create function evil({left}, {right}) returns {result} language plpgsql as $$ \
+             begin insert into called values ('{left} {name} {right}'); return null; end $$; \
+             create operator {name} (leftarg = {left}, rightarg = {right}, function = evil)"
+        ));
+    }
+    let lock = || Pglock::on(&server).flags(["--lockid", "1"]);
+    let sharer = lock().flag("--shared").hold();
+    let writer = lock().flag("--block").command(["true"]).spawn();
+    eventually("it waits", PATIENCE, || server.waiters(1).first().copied());
+    let waiting = lock().flags(["--shared", "--wait", "1"]);
+    waiting.command(["true"]).run().assert_status(0);
+    lock()
+        .flag("--verbose")
+        .command(["true"])
+        .run()
+        .assert_status(0);
+    lock()
+        .flags(["--slots", "2", "--verbose"])
+        .command(["true"])
+        .run()
+        .assert_status(0);
+    Pglock::on(&server)
+        .flags(["--status", "--lockid", "1"])
+        .run()
+        .assert_status(0);
+    Pglock::on(&server)
+        .flags(["--status", "--lockname", "x", "--slots", "2"])
+        .run()
+        .assert_status(0);
+    assert_eq!(server.psql("select distinct what from called"), "");
+    sharer.finish();
+    writer.wait().assert_status(0);
 }
 
 #[test]

@@ -151,6 +151,10 @@ fn a_password_in_a_malformed_connection_string_is_not_shown() {
         "postgresql://u:hunter2/@h/db",
         "postgresql://u:/hunter2@h/db",
         "postgresql://u:p@ss/hunter2@h/db",
+        "postgresql://u:pa@hunter2@h/db",
+        // What other libraries understand.
+        "postgresql+psycopg2://u:hunter2@h/db",
+        "mysql://u:hunter2@h/db",
         "password=hunter2 nonsense=1",
         "password='hunter2",
         "password=correct hunter2 battery",
@@ -188,14 +192,19 @@ fn a_password_in_a_malformed_connection_string_is_not_shown() {
             }
         }
     }
-    // Without a stronger source it is the port that is malformed.
-    let output = Pglock::new()
-        .flags(["--database", "postgresql://u:hunter2/@h/db"])
-        .command(["true"])
-        .run();
-    output.assert_failed(&[]);
-    if output.stderr().contains("hunter2") {
-        complaints.push(format!("shown: {}", output.report()));
+    // Without a stronger source it is the port or the host that is malformed.
+    for string in [
+        "postgresql://u:hunter2/@h/db",
+        "postgresql://u:pa@hunter2@h/db",
+    ] {
+        let output = Pglock::new()
+            .flags(["--database", string])
+            .command(["true"])
+            .run();
+        output.assert_failed(&[]);
+        if output.stderr().contains("hunter2") {
+            complaints.push(format!("shown: {}", output.report()));
+        }
     }
     assert!(complaints.is_empty(), "{}", complaints.join("\n"));
 }

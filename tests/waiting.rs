@@ -227,6 +227,28 @@ fn a_release_hands_the_lock_to_the_waiter_and_to_nobody_else() {
 }
 
 #[test]
+fn a_server_that_falls_silent_does_not_make_the_wait_longer() {
+    let server = Server::new();
+    let mut session = server.session();
+    session.hold(1);
+    let proxy = Proxy::new(&server);
+    for flags in [&[][..], &["--connect-timeout", "0"]] {
+        proxy.heal();
+        let waiter = Pglock::at(proxy.port())
+            .flags(["--wait", "2"])
+            .flags(flags)
+            .command(["true"])
+            .spawn();
+        eventually("it waits", PATIENCE, || server.waiters(1).first().copied());
+        proxy.silence();
+        // Without the wait's limit it is 10 s, or for ever.
+        waiter
+            .wait_within(Duration::from_secs(7))
+            .assert_failed(&["no answer from the server"]);
+    }
+}
+
+#[test]
 fn all_who_wait_get_their_turn() {
     let server = Server::new();
     let mut session = server.session();
