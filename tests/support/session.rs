@@ -94,7 +94,9 @@ impl Session {
     pub fn send(&mut self, sql: &str) {
         self.sent += 1;
         let input = self.input.as_mut().expect("an open session");
-        write!(input, "{sql}\n;\n\\echo end of {}\n", self.sent).expect("write to psql");
+        // In one write: psql may end at the SQL, before it reads the rest.
+        let lines = format!("{sql}\n;\n\\echo end of {}\n", self.sent);
+        input.write_all(lines.as_bytes()).expect("write to psql");
     }
 
     /// The answer to the SQL sent last.
