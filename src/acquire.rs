@@ -14,7 +14,7 @@ use crate::lease::{Lease, Terms};
 use crate::lock::{self, Caution, Claim, Lock, TURN, Verdict};
 use crate::log::{self, Log};
 use crate::pq::{Conninfo, Error, Outcome};
-use crate::resolve::resolve;
+use crate::resolve::{self, resolve};
 use crate::session::{Event, Session};
 use crate::settings::{Hold, Settings};
 use crate::status;
@@ -292,7 +292,7 @@ impl<'a> Attempt<'a> {
         self.describe(&session, lock.hold());
         let guardian = self.guardian.take().ok_or_else(|| failed("no guardian"))?;
         Ok(Held {
-            settings: same_server(settings.clone(), &session),
+            settings: same_server(settings, &session),
             session,
             lock,
             sent: self.sent,
@@ -322,28 +322,27 @@ impl<'a> Attempt<'a> {
             self.target,
             tenths(time)
         );
-        let share = left(deadline).map(|left| sys::now() + left / hosts_left);
         let last_line = log::error_line(sys::wall_clock() + time.as_secs() as i64, &late);
         let status = Exit::Failed.status();
         let signals = self.signals;
-        let connected = resolve(settings, signals, share)
-            .and_then(|settings| {
-                signals
-                    .while_blocking(deadline, &last_line, status, || Session::start(&settings))
-                    .map_err(Interrupt::Failed)
-            })
-            .and_then(|mut session| {
-                loop {
-                    drive::ready(&session, signals, share)?;
-                    let event = signals
-                        .while_blocking(deadline, &last_line, status, || session.step())
-                        .map_err(Interrupt::Failed)?;
-                    if event == Some(Event::Connected) {
-                        return Ok(session);
-                    }
-                    drive::keep(share)?;
+        let start = |settings: &Conninfo, until| {
+            let mut session = signals
+                .while_blocking(deadline, &last_line, status, || Session::start(settings))
+                .map_err(Interrupt::Failed)?;
+            loop {
+                drive::ready(&session, signals, until)?;
+                let event = signals
+                    .while_blocking(deadline, &last_line, status, || session.step())
+                    .map_err(Interrupt::Failed)?;
+                if event == Some(Event::Connected) {
+                    return Ok(session);
                 }
-            });
+                drive::keep(until)?;
+            }
+        };
+        let until = share(deadline, hosts_left);
+        let connected = resolve(settings, signals, until)
+            .and_then(|addresses| first_to_answer(&addresses, until, start));
         connected.map_err(|interrupt| match interrupt {
             Interrupt::Signal(signal) => Stop::Signal(signal).into(),
             Interrupt::Late => Failure::Host(Trouble {
@@ -695,12 +694,47 @@ impl<'a> Attempt<'a> {
     }
 }
 
-/// The settings with the address that they have led to, so that no name has to be looked up again.
-fn same_server(mut settings: Conninfo, session: &Session) -> Conninfo {
-    if let Some(address) = session.connection().address() {
-        settings.push((c"hostaddr".into(), sys::c_string(address)));
+/// Starts a session at the first of a host's addresses where there is a server, whatever it says then. So does libpq,
+/// but to a first one that swallows all packets it would give the time of all.
+fn first_to_answer(
+    addresses: &[Conninfo],
+    deadline: Option<Duration>,
+    mut start: impl FnMut(&Conninfo, Option<Duration>) -> Result<Session, Interrupt>,
+) -> Result<Session, Interrupt> {
+    let mut messages: Vec<String> = Vec::new();
+    for (place, address) in addresses.iter().enumerate() {
+        let addresses_left = addresses.len() - place;
+        match start(address, share(deadline, addresses_left as u32)) {
+            Err(Interrupt::Late) => {}
+            Err(Interrupt::Failed(error)) if !error.reached && addresses.len() > 1 => {
+                messages.push(error.message);
+            }
+            result => return result,
+        }
     }
-    settings
+    if messages.is_empty() {
+        return Err(Interrupt::Late);
+    }
+    if messages.len() < addresses.len() {
+        messages.push("no answer from its other addresses".to_owned());
+    }
+    Err(Interrupt::Failed(Error {
+        message: messages.join("; "),
+        ..Error::default()
+    }))
+}
+
+/// When the first of so many has had its part of the time until a deadline.
+fn share(deadline: Option<Duration>, among: u32) -> Option<Duration> {
+    left(deadline).map(|left| sys::now() + left / among)
+}
+
+/// The settings with the address that they have led to, so that no name has to be looked up again.
+fn same_server(settings: &Conninfo, session: &Session) -> Conninfo {
+    match session.connection().address() {
+        Some(address) => resolve::at(settings, &address),
+        None => settings.clone(),
+    }
 }
 
 /// A time in seconds, for people.

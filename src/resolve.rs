@@ -4,6 +4,7 @@
 use std::borrow::Cow;
 use std::ffi::CStr;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::slice;
 use std::time::Duration;
 
 use crate::drive::{Interrupt, wait_or_signal};
@@ -13,7 +14,8 @@ use crate::sys::{self, Signals};
 /// What the child's answer begins with if there is no address.
 const FAILURE: &str = "!";
 
-/// The settings with the addresses of their host, which libpq then tries in their order.
+/// The settings once for each address of their host, in the order in which to try them; as they are where nothing
+/// has to be looked up.
 ///
 /// # Errors
 /// What came before they were known, or that there are none.
@@ -21,9 +23,9 @@ pub fn resolve<'a>(
     settings: &'a Conninfo,
     signals: &Signals,
     deadline: Option<Duration>,
-) -> Result<Cow<'a, Conninfo>, Interrupt> {
+) -> Result<Cow<'a, [Conninfo]>, Interrupt> {
     let Some(host) = name(settings) else {
-        return Ok(Cow::Borrowed(settings));
+        return Ok(Cow::Borrowed(slice::from_ref(settings)));
     };
     let failed = |what: &str| {
         Interrupt::Failed(Error {
@@ -44,14 +46,17 @@ pub fn resolve<'a>(
     if let Some(error) = answer.strip_prefix(FAILURE) {
         return Err(failed(error));
     }
-    // libpq wants as many names as addresses.
-    let names = vec![host; answer.split(',').count()].join(",");
+    Ok(answer
+        .split(',')
+        .map(|address| at(settings, address))
+        .collect())
+}
+
+/// The settings with an address for their host, which is not looked up any more then.
+pub fn at(settings: &Conninfo, address: &str) -> Conninfo {
     let mut settings = settings.clone();
-    settings.retain(|(keyword, _)| keyword.as_c_str() != c"host");
-    for (keyword, value) in [(c"host", names), (c"hostaddr", answer)] {
-        settings.push((keyword.into(), sys::c_string(value)));
-    }
-    Ok(Cow::Owned(settings))
+    settings.push((c"hostaddr".into(), sys::c_string(address)));
+    settings
 }
 
 /// The host, if it is one that has to be looked up.

@@ -1,7 +1,8 @@
 //! When anything is wrong before the lock is held, the command does not run: one clear line, status 125, in bounded time.
 
 use std::ffi::OsString;
-use std::net::UdpSocket;
+use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -550,18 +551,20 @@ impl Silent {
     }
 
     fn pglock(&self, server: &Server, flags: &[&str]) -> Pglock {
-        let file = self.scratch.path().join("resolv.conf");
-        let mount = "mount --bind \"$0\" /etc/resolv.conf && exec \"$@\"";
-        let mut words = vec!["unshare".to_owned(), "-m".to_owned(), "sh".to_owned()];
-        words.extend(["-c".to_owned(), mount.to_owned()]);
-        words.extend([
-            file.display().to_string(),
-            env!("CARGO_BIN_EXE_pglock").to_owned(),
-        ]);
-        words.extend(flags.iter().map(|&flag| flag.to_owned()));
-        words.extend(["echo".to_owned(), "ran".to_owned()]);
-        Pglock::at(server.port()).without_pglock().command(words)
+        where_names_are_in("/etc/resolv.conf", &self.scratch, server, flags)
     }
+}
+
+/// pglock where this file is the one of that name in the scratch directory.
+fn where_names_are_in(path: &str, scratch: &Scratch, server: &Server, flags: &[&str]) -> Pglock {
+    let name = Path::new(path).file_name().expect("a file's path");
+    let file = scratch.path().join(name).display().to_string();
+    let mount = "mount --bind \"$0\" \"$1\" && shift && exec \"$@\"";
+    let pglock = env!("CARGO_BIN_EXE_pglock");
+    let words = ["unshare", "-m", "sh", "-c", mount, &file, path, pglock];
+    Pglock::at(server.port())
+        .without_pglock()
+        .command([&words, flags, &["echo", "ran"]].concat())
 }
 
 #[test]
@@ -620,4 +623,40 @@ fn a_silent_name_server_takes_its_share_of_the_time_and_no_more() {
         let said = output.stderr();
         assert!(said.contains("came before the command ran"), "{said}");
     }
+}
+
+#[test]
+fn a_silent_address_of_a_name_leaves_time_to_the_next() {
+    if !nix::unistd::Uid::effective().is_root() {
+        eprintln!("skipped: only root can give names");
+        return;
+    }
+    // The hole is the first of two, for the system's order begins with what is nearest to the address of who asks.
+    let server = Server::builder()
+        .tcp_at(Ipv4Addr::new(127, 0, 0, 2))
+        .start();
+    let _hole = BlackHole::at(SocketAddrV4::new(Ipv4Addr::LOCALHOST, server.port()));
+    let scratch = Scratch::new();
+    let names = "127.0.0.1 twofold.test\n127.0.0.2 twofold.test\n\
+                 127.0.0.1 closed.test\n127.0.0.3 closed.test\n";
+    scratch.file("hosts", 0o644, names);
+    let run = |flags| where_names_are_in("/etc/hosts", &scratch, &server, flags).run();
+
+    let output = run(&["--host", "twofold.test", "--connect-timeout", "3"]);
+    output.assert_status(0).assert_stdout("ran\n");
+    let share = Duration::from_millis(1500);
+    assert!(output.elapsed >= share, "{}", output.report());
+    // Where a server answers, what it says is the answer.
+    let refused = [
+        "--host",
+        "twofold.test",
+        "--user",
+        "nobody",
+        "--connect-timeout",
+        "2",
+    ];
+    run(&refused).assert_failed(&["role \"nobody\" does not exist"]);
+    // Where none does, it is told of all.
+    let closed = ["--host", "closed.test", "--connect-timeout", "1"];
+    run(&closed).assert_failed(&["Connection refused", "no answer from its other addresses"]);
 }

@@ -56,7 +56,7 @@ impl ClosedPort {
     }
 }
 
-/// A port of 127.0.0.1 that neither answers nor refuses: packets to it vanish.
+/// A port that neither answers nor refuses: packets to it vanish.
 pub struct BlackHole {
     port: u16,
     _listener: OwnedFd,
@@ -65,13 +65,14 @@ pub struct BlackHole {
 }
 
 impl BlackHole {
+    /// At a port of 127.0.0.1 that is free.
     pub fn new() -> BlackHole {
+        BlackHole::at(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0))
+    }
+
+    pub fn at(address: SocketAddrV4) -> BlackHole {
         let listener = tcp_socket(SockFlag::empty());
-        bind(
-            listener.as_raw_fd(),
-            &SockaddrIn::from(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0)),
-        )
-        .expect("bind");
+        bind(listener.as_raw_fd(), &SockaddrIn::from(address)).expect("bind");
         listen(&listener, Backlog::new(0).expect("a backlog")).expect("listen");
         let address: SockaddrIn = getsockname(listener.as_raw_fd()).expect("getsockname");
         let mut queue = Vec::new();

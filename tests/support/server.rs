@@ -5,6 +5,7 @@
 //! since PostgreSQL refuses root.
 
 use std::fs::{self, File};
+use std::net::Ipv4Addr;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -36,6 +37,8 @@ pub enum Stop {
 /// A server of the test's own, with the superuser `postgres`, whom it trusts. Stopped and removed when dropped.
 pub struct Server {
     home: Scratch,
+    /// Where it listens, if not on its Unix socket only.
+    address: Option<Ipv4Addr>,
     port: u16,
     postmaster: Mutex<Option<Child>>,
 }
@@ -44,7 +47,7 @@ pub struct Server {
 pub struct Builder {
     conf: Vec<String>,
     hba: Vec<String>,
-    tcp: bool,
+    address: Option<Ipv4Addr>,
     durable: bool,
     host: Option<String>,
     origin: Option<PathBuf>,
@@ -64,8 +67,13 @@ impl Builder {
     }
 
     /// Also listens on a free port of 127.0.0.1.
-    pub fn tcp(mut self) -> Builder {
-        self.tcp = true;
+    pub fn tcp(self) -> Builder {
+        self.tcp_at(Ipv4Addr::LOCALHOST)
+    }
+
+    /// Also listens on a port of this address that is free there and on 127.0.0.1.
+    pub fn tcp_at(mut self, address: Ipv4Addr) -> Builder {
+        self.address = Some(address);
         self
     }
 
@@ -146,20 +154,21 @@ impl Builder {
 
         let mut server = Server {
             home,
+            address: self.address,
             port: 5432,
             postmaster: Mutex::new(None),
         };
         // Whoever else wants the port that we have just seen free may get it first.
         for _ in 0..20 {
-            if self.tcp {
+            if self.address.is_some() {
                 server.port = free_port();
             }
-            match server.try_start(self.tcp) {
+            match server.try_start() {
                 Ok(()) => {
                     programs.let_grow_old();
                     return server;
                 }
-                Err(log) if self.tcp && log.contains("could not bind") => (),
+                Err(log) if self.address.is_some() && log.contains("could not bind") => (),
                 Err(log) => panic!("the server did not start:\n{log}"),
             }
         }
@@ -178,7 +187,7 @@ impl Server {
         Builder {
             conf: Vec::new(),
             hba: Vec::new(),
-            tcp: false,
+            address: None,
             durable: false,
             host: None,
             origin: None,
@@ -289,10 +298,9 @@ impl Server {
     /// Starts the server again.
     #[track_caller]
     pub fn start(&self) {
-        let tcp = self.port != 5432;
-        let started = within(PATIENCE, || match self.try_start(tcp) {
+        let started = within(PATIENCE, || match self.try_start() {
             Ok(()) => Some(Ok(())),
-            Err(log) if tcp && log.contains("could not bind") => None,
+            Err(log) if self.address.is_some() && log.contains("could not bind") => None,
             Err(log) => Some(Err(log)),
         });
         match started {
@@ -393,7 +401,7 @@ impl Server {
     }
 
     /// Starts the server and waits until it takes connections; answers with the log if it does not.
-    fn try_start(&self, tcp: bool) -> Result<(), String> {
+    fn try_start(&self) -> Result<(), String> {
         let mut postmaster = self.postmaster();
         assert!(postmaster.is_none(), "the server runs already");
         let programs = Programs::get();
@@ -410,9 +418,11 @@ impl Server {
             .arg(self.data())
             .arg("-k")
             .arg(self.socket_dir())
+            .arg("-h")
             .args([
-                "-h",
-                if tcp { "127.0.0.1" } else { "" },
+                &self
+                    .address
+                    .map_or_else(String::new, |address| address.to_string()),
                 "-p",
                 &self.port.to_string(),
             ])
