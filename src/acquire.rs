@@ -162,7 +162,7 @@ impl<'a> Attempt<'a> {
         log: Log,
         target: &'a Target,
     ) -> Result<Self, Stop> {
-        let connect_until = config.connect_timeout.map(|timeout| start + timeout);
+        let connect_until = target.timeout().map(|timeout| start + timeout);
         Ok(Self {
             config,
             signals,
@@ -311,10 +311,7 @@ impl<'a> Attempt<'a> {
         hosts_left: u32,
         until: Option<Duration>,
     ) -> Result<Session, Failure> {
-        let timeout = self
-            .config
-            .connect_timeout
-            .map(|timeout| sys::now() + timeout);
+        let timeout = self.target.timeout().map(|timeout| sys::now() + timeout);
         let deadline = timeout.into_iter().chain(until).min();
         let time = left(deadline).unwrap_or_default();
         let late = format!(
@@ -549,7 +546,7 @@ impl<'a> Attempt<'a> {
     /// When a question that is asked now, and may take a turn in the queue, has to be answered. While the lock is
     /// not held the end of the wait counts, and the hosts that are left want some of the time.
     fn answer_by(&self, now: Duration, turn: Duration) -> Option<Duration> {
-        let patience = self.config.connect_timeout;
+        let patience = self.target.timeout();
         let mut limits = vec![patience.map(|patience| now + turn + patience)];
         if !self.held {
             if let Wait::Seconds(_) = self.config.wait {

@@ -48,9 +48,6 @@ pub struct Config {
     pub wait: Wait,
     /// The exit status when the lock was not obtained.
     pub conflict_exit_code: u8,
-    /// How long connecting may take, all hosts together, and an answer of the server; anew for each attempt of one
-    /// who waits. `None` is without limit.
-    pub connect_timeout: Option<Duration>,
     /// The lease, if there is one.
     pub terms: Option<Terms>,
     /// How long a command gets between SIGTERM and SIGKILL when the lock is lost.
@@ -80,6 +77,8 @@ pub struct Server {
     pub user: Option<String>,
     /// libpq's `sslmode`.
     pub sslmode: Option<String>,
+    /// How long connecting may take, in seconds.
+    pub connect_timeout: Option<String>,
     /// The password, any bytes.
     pub password: Option<OsString>,
 }
@@ -367,6 +366,7 @@ impl Words {
                 port: self.text(Id::Port),
                 user: self.text(Id::User),
                 sslmode: self.text(Id::Sslmode),
+                connect_timeout: self.text(Id::ConnectTimeout),
                 password,
             },
             lock: match self.text(Id::Lockname) {
@@ -382,10 +382,6 @@ impl Words {
                 seconds => Wait::Seconds(seconds),
             },
             conflict_exit_code: self.number(Id::ConflictExitCode) as u8,
-            connect_timeout: match self.number(Id::ConnectTimeout) {
-                0 => None,
-                seconds => Some(Duration::from_secs(seconds.into())),
-            },
             terms: self.terms()?,
             grace: Duration::from_secs(self.number(Id::Grace).into()),
             kill_on_loss: self.text(Id::OnLoss).as_deref() != Some("continue"),
@@ -485,7 +481,6 @@ mod tests {
         assert_eq!(config.lock, Name::Id(1));
         assert_eq!(config.wait, Wait::No);
         assert_eq!(config.conflict_exit_code, 0);
-        assert_eq!(config.connect_timeout, Some(Duration::from_secs(10)));
         assert_eq!(config.verbosity, Verbosity::Normal);
         assert!(config.server.host.is_none());
     }

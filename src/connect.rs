@@ -8,12 +8,16 @@
 use std::ffi::{CStr, OsStr, OsString};
 use std::fmt;
 use std::os::unix::ffi::OsStrExt;
+use std::time::Duration;
 
 use crate::config::{self, Server};
 use crate::flags::{Flag, Id};
 use crate::label;
 use crate::pq::{self, Conninfo};
 use crate::sys;
+
+/// libpq's keyword for how long connecting may take.
+const TIMEOUT: &str = "connect_timeout";
 
 /// A keyword of libpq's and its value.
 type Setting = (String, Vec<u8>);
@@ -22,14 +26,15 @@ type Setting = (String, Vec<u8>);
 pub struct Target {
     hosts: Vec<Vec<Setting>>,
     name: String,
+    timeout: Option<Duration>,
 }
 
 impl Target {
     /// Brings the settings of all sources together.
     ///
     /// # Errors
-    /// A connection string that libpq does not understand, or lists of hosts and ports that do not
-    /// match.
+    /// A connection string that libpq does not understand, lists of hosts and ports that do not match, or a
+    /// `connect_timeout` that is no number.
     pub fn new(server: &Server, command: &[OsString]) -> Result<Self, pq::Error> {
         let mut given = Vec::new();
         match &server.database {
@@ -49,6 +54,7 @@ impl Target {
             ("port", &server.port),
             ("user", &server.user),
             ("sslmode", &server.sslmode),
+            (TIMEOUT, &server.connect_timeout),
         ];
         for (keyword, value) in texts {
             if let Some(value) = value {
@@ -114,7 +120,17 @@ impl Target {
                 settings
             })
             .collect();
-        Ok(Self { hosts, name })
+        Ok(Self {
+            hosts,
+            name,
+            timeout: timeout(&word(TIMEOUT))?,
+        })
+    }
+
+    /// How long connecting may take, all hosts together, and an answer of the server; anew for each attempt of one
+    /// who waits. `None` is without limit.
+    pub fn timeout(&self) -> Option<Duration> {
+        self.timeout
     }
 
     /// One set of settings for each host.
@@ -217,6 +233,7 @@ fn sources(given: &[Setting]) -> Vec<(String, String)> {
         ("port", "PGPORT"),
         ("user", "PGUSER"),
         ("dbname", "PGDATABASE"),
+        (TIMEOUT, "PGCONNECT_TIMEOUT"),
     ]
     .into_iter()
     .filter_map(|(keyword, name)| Some((keyword.to_owned(), variable(name)?)))
@@ -243,6 +260,7 @@ fn put_defaults_below(given: &[Setting]) {
     }
     default(Id::Database, c"PGDATABASE");
     default(Id::Port, c"PGPORT");
+    default(Id::ConnectTimeout, c"PGCONNECT_TIMEOUT");
     if !has("hostaddr", "PGHOSTADDR") {
         default(Id::Host, c"PGHOST");
     }
@@ -256,6 +274,21 @@ fn put_defaults_below(given: &[Setting]) {
 
 fn set_variable(name: &CStr, value: &str) {
     sys::set_default_variable(name, &sys::c_string(value));
+}
+
+/// libpq's rule for what `connect_timeout` takes; it keeps to it only where it blocks. The value is not shown, for it may
+/// be a part of a connection string that has slipped.
+fn timeout(text: &str) -> Result<Option<Duration>, pq::Error> {
+    match text.trim().parse::<i64>() {
+        Ok(seconds) if seconds <= i64::from(u32::MAX) => {
+            let seconds = u64::try_from(seconds).unwrap_or(0);
+            Ok((seconds > 0).then(|| Duration::from_secs(seconds)))
+        }
+        _ => Err(pq::Error {
+            message: format!("{TIMEOUT} is not a whole number of seconds"),
+            ..pq::Error::default()
+        }),
+    }
 }
 
 /// Lists of hosts, addresses and ports as one set for each place in the lists. libpq would go through

@@ -603,3 +603,55 @@ fn the_password_comes_from_the_strongest_source() {
         );
     }
 }
+
+#[test]
+fn the_time_for_connecting_comes_from_every_source() {
+    let hole = BlackHole::new();
+    let scratch = Scratch::new();
+    let service = "[ours]\nconnect_timeout=1\n";
+    let file = scratch.file("services", 0o600, service);
+    let at = || Pglock::at(hole.port()).command(["true"]);
+    let mut by = Vec::new();
+    for (seconds, pglock) in [
+        (1, at().env("PGCONNECT_TIMEOUT", "1")),
+        (1, at().env("PGSERVICEFILE", &file).env("PGSERVICE", "ours")),
+        (
+            1,
+            at().flags(["--database", "postgresql:///?connect_timeout=1"])
+                .env("PGCONNECT_TIMEOUT", "3"),
+        ),
+        (
+            2,
+            at().flags(["--database", "connect_timeout=1", "--connect-timeout", "2"]),
+        ),
+        (
+            2,
+            at().flags(["--database", "connect_timeout=1"])
+                .env("PGLOCK_CONNECT_TIMEOUT", "2"),
+        ),
+        // Without limit, but for the wait's.
+        (
+            2,
+            at().flags(["--database", "connect_timeout=-1", "--wait", "2"]),
+        ),
+        (2, at().flags(["--wait", "2"]).env("PGCONNECT_TIMEOUT", "0")),
+        (10, at().env("PGCONNECT_TIMEOUT", "")),
+    ] {
+        by.push((seconds, pglock.spawn()));
+    }
+    for (seconds, run) in by {
+        let output = run.wait();
+        output.assert_failed(&["no answer from"]);
+        let said = output.stderr();
+        let within = said.trim_end().rsplit("within ").next().expect("a time");
+        let within: f64 = within.trim_end_matches(" s").parse().expect("a number");
+        // What the start took is gone.
+        let time = f64::from(seconds);
+        assert!((time - 0.5..=time).contains(&within), "{}", output.report());
+    }
+    for wrong in ["", "soon", "1.5", "4294967296"] {
+        let string = format!("connect_timeout='{wrong}'");
+        let output = at().flags(["--database", &string]).run();
+        output.assert_failed(&["connect_timeout is not a whole number of seconds"]);
+    }
+}
