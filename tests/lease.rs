@@ -34,7 +34,8 @@ const UNTIL_TOLD: &str = "echo the command runs; cat; exit 7";
 /// Says so when it gets a SIGTERM, and runs on.
 const DEAF: &str = "trap 'echo told' TERM; echo ready; while :; do sleep 0.05; done";
 
-/// A single process: a shell that starts another waits for it in the kernel, and does not look stopped meanwhile.
+/// A single process: a shell that starts another waits for it in the kernel, and pglock does not learn meanwhile that it
+/// is stopped.
 const SINGLE: &str = "echo ready; exec cat";
 
 /// Says so when it gets a SIGTERM, and ends.

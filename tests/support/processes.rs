@@ -6,6 +6,7 @@ use std::fs;
 use nix::unistd::Pid;
 
 use super::pglock::Running;
+use super::server;
 use super::wait::{PATIENCE, eventually};
 
 /// The name by which the guardian can be told from the command.
@@ -44,7 +45,7 @@ pub fn session(pid: Pid) -> Option<Pid> {
 
 /// Whether a process exists that is more than a zombie.
 pub fn is_alive(pid: Pid) -> bool {
-    super::server::state(pid).is_some_and(|state| !matches!(state, 'Z' | 'X'))
+    server::state(pid).is_some_and(|state| !matches!(state, 'Z' | 'X'))
 }
 
 /// Waits until a process is no more, or only a zombie that somebody else has to wait for.
@@ -61,8 +62,22 @@ pub fn wait_for_state(what: &str, pid: Pid, states: &str) {
     eventually(
         &format!("{what} {pid} is in state {states}"),
         PATIENCE,
-        || super::server::state(pid).filter(|state| states.contains(*state)),
+        || state(pid).filter(|state| states.contains(*state)),
     );
+}
+
+/// The letter for a process's state. One that has called vfork, as dash does for each command, waits in the kernel until
+/// the child runs something else: if they are stopped meanwhile, only the child is seen to be.
+fn state(pid: Pid) -> Option<char> {
+    match server::state(pid)? {
+        'D' if children(pid)
+            .iter()
+            .any(|child| server::state(*child) == Some('T')) =>
+        {
+            Some('T')
+        }
+        state => Some(state),
+    }
 }
 
 /// How often a process has gone to sleep so far, which is how often it has woken up.
