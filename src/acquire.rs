@@ -94,6 +94,7 @@ pub fn status(
         let outcomes = attempt.exchange(&mut session, &sql, Duration::ZERO, false)?;
         match outcomes.last() {
             Some(Outcome::Failed(error)) => Err(failed(error).into()),
+            _ if status::is_standby(&outcomes) => Err(standby()),
             _ => Ok(outcomes),
         }
     })
@@ -391,14 +392,7 @@ impl<'a> Attempt<'a> {
                         failed("the server gave an unexpected answer to the lock call").into(),
                     );
                 }
-                Verdict::Standby => {
-                    return Err(Failure::Host(Trouble {
-                        message: "the server is a standby, whose locks do not exclude those of its primary: \
-                                  connect to the primary"
-                            .to_owned(),
-                        again: Again::IfWaiting,
-                    }));
-                }
+                Verdict::Standby => return Err(standby()),
                 Verdict::Refused(error) if self.does_without(&error) => {}
                 Verdict::Refused(error) => {
                     return Err(Failure::Host(Trouble {
@@ -530,6 +524,8 @@ impl<'a> Attempt<'a> {
                     return Err(Stop::Signal(signal).into());
                 }
                 Err(Interrupt::Late) => {
+                    // It may be at it yet, with the lock held: without a client it would only notice in the end.
+                    drive::cancel(session);
                     return Err(Failure::Host(Trouble {
                         message: format!(
                             "no answer from the server within {} s",
@@ -562,7 +558,7 @@ impl<'a> Attempt<'a> {
 
     /// Takes a call for the lock back.
     fn withdraw(&self, session: &mut Session) {
-        let outcomes = drive::cancel(session, self.signals).unwrap_or_default();
+        let outcomes = drive::take_back(session, self.signals).unwrap_or_default();
         if self.hold == Hold::Transaction {
             // A pooler closes the server's connection too if its client leaves in a transaction.
             drive::last_word(session, c"rollback", self.signals);
@@ -749,12 +745,20 @@ fn again(error: &Error) -> Again {
         Some(_) if error.message.contains("no more connections allowed") => Again::Soon,
         // admin_shutdown, crash_shutdown; the two timeouts of the lease, for a waiter that was stopped.
         Some("57P01" | "57P02" | "57P05" | "25P03") => Again::IfWaiting,
+        // lock_not_available: the end of a turn, which is fatal under a role's exit_on_error.
+        Some("55P03") => Again::IfWaiting,
         Some(_) => Again::Never,
         // libpq itself: nobody answered, or the server closed the connection. What is left then are
         // failures of TLS and of authentication on the client's side.
         // EAGAIN: more clients knock at the server's Unix socket than it has let in yet.
         None if error.message.contains("Resource temporarily unavailable") => Again::Soon,
         None if !error.reached || was_cut(&error.message) => Again::IfWaiting,
+        // Not what target_session_attrs wants of it; the next moment it may be.
+        None if error.message.ends_with("read-only")
+            || error.message.ends_with("hot standby mode") =>
+        {
+            Again::IfWaiting
+        }
         None => Again::Never,
     }
 }
@@ -782,6 +786,15 @@ fn was_cut(message: &str) -> bool {
 /// together do not come back together.
 fn jittered(time: Duration) -> Duration {
     time.mul_f64(0.5 + sys::random())
+}
+
+/// Perhaps it is about to be promoted.
+fn standby() -> Failure {
+    Failure::Host(Trouble {
+        message: "the server is a standby, whose locks do not exclude those of its primary: connect to the primary"
+            .to_owned(),
+        again: Again::IfWaiting,
+    })
 }
 
 fn failed(error: impl fmt::Display) -> Stop {

@@ -44,10 +44,10 @@ impl Command {
         let words = words
             .iter()
             .map(|word| sys::c_string(word.clone().into_vec()));
-        set(&mut environment, LOCK_HELD.0, LOCK_HELD.1);
-        if let Some(token) = token {
-            set(&mut environment, TOKEN, &token.to_string());
-        }
+        set(&mut environment, LOCK_HELD.0, Some(LOCK_HELD.1));
+        // What pglock itself was given is the token of another lock.
+        let token = token.map(|token| token.to_string());
+        set(&mut environment, TOKEN, token.as_deref());
         let program = Program {
             words: words.collect(),
             environment,
@@ -107,13 +107,11 @@ impl fmt::Display for Words<'_> {
     }
 }
 
-/// Sets a variable of an environment.
-fn set(environment: &mut Vec<CString>, name: &str, value: &str) {
-    let entry = format!("{name}={value}");
-    environment.retain(|other| {
-        !other
-            .as_bytes()
-            .starts_with(&entry.as_bytes()[..=name.len()])
-    });
-    environment.push(sys::c_string(entry));
+/// Sets a variable of an environment, or removes it.
+fn set(environment: &mut Vec<CString>, name: &str, value: Option<&str>) {
+    let beginning = format!("{name}=");
+    environment.retain(|other| !other.as_bytes().starts_with(beginning.as_bytes()));
+    if let Some(value) = value {
+        environment.push(sys::c_string(beginning + value));
+    }
 }

@@ -33,7 +33,7 @@ impl Target {
     /// Brings the settings of all sources together.
     ///
     /// # Errors
-    /// A connection string that libpq does not understand, lists of hosts and ports that do not match, or a
+    /// A connection string or a service that libpq does not understand, lists of hosts and ports that do not match, or a
     /// `connect_timeout` that is no number.
     pub fn new(server: &Server, command: &[OsString]) -> Result<Self, pq::Error> {
         let mut given = Vec::new();
@@ -83,6 +83,7 @@ impl Target {
             // for it again: so what else the service says is taken over, and not its name.
             sources.retain(|(keyword, _)| keyword != "hostaddr");
             if has_service(&given) {
+                pq::check_sources()?;
                 for (keyword, value) in &sources {
                     if get(&given, keyword).is_none() {
                         set(&mut given, keyword, value.as_bytes());

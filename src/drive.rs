@@ -179,12 +179,17 @@ fn last_answer(session: &mut Session, signals: &Signals, until: Duration) -> Opt
     }
 }
 
-/// Takes a question back, so that no backend works on what nobody wants any more. Returns the answer, if
-/// the server gave one all the same.
-pub fn cancel(session: &mut Session, signals: &Signals) -> Option<Vec<Outcome>> {
+/// Has the server leave off what it was asked.
+pub fn cancel(session: &Session) {
     if let Some(canceller) = session.connection().canceller() {
         sys::run_in_child(LAST_WORD, || canceller.cancel());
     }
+}
+
+/// Takes a question back, so that no backend works on what nobody wants any more. Returns the answer, if
+/// the server gave one all the same.
+pub fn take_back(session: &mut Session, signals: &Signals) -> Option<Vec<Outcome>> {
+    cancel(session);
     if session.is_asking() {
         last_answer(session, signals, sys::now() + LAST_WORD)
     } else {

@@ -582,13 +582,15 @@ impl Lock {
         sql(self.settings.without_lease().sql(connection, self.hold, 0))
     }
 
-    /// Renames the session for people who look at the server.
+    /// Renames the session for people who look at the server. By a statement that needs no snapshot: one may have to be
+    /// waited for, where a role's transactions are deferrable by default.
     pub fn rename_sql(&self, connection: &Connection, name: &str) -> CString {
-        let local = self.hold == Hold::Transaction;
+        let scope = match self.hold {
+            Hold::Session => "session",
+            Hold::Transaction => "local",
+        };
         let name = connection.quote(name);
-        sql(format!(
-            "select pg_catalog.set_config('application_name', {name}, {local})"
-        ))
+        sql(format!("set {scope} application_name to {name}"))
     }
 
     /// Gives the lock up, and says so beforehand to those who wait. Asks then whether somebody has waited for

@@ -293,7 +293,7 @@ impl Connection {
         NonNull::new(unsafe { pq_sys::PQgetCancel(self.raw.as_ptr()) }).map(Canceller)
     }
 
-    /// What the server has said unasked since the last call.
+    /// Why the server ends the session, if it has said so.
     pub fn take_notice(&self) -> Option<Error> {
         self.notice.take()
     }
@@ -406,6 +406,32 @@ pub fn parse(string: &CStr) -> Result<Vec<(String, String)>, Error> {
     }
 }
 
+/// Has libpq read its own sources, for `PQconndefaults` passes over what is wrong with the service that they name.
+/// Connects to nothing.
+///
+/// # Errors
+/// There is no such service, or no such file, or libpq does not understand it.
+pub fn check_sources() -> Result<(), Error> {
+    // libpq looks at a port only when all else is read, and this one cannot be connected to.
+    let [keywords, values] = [c"port", c"0"].map(|word| [word.as_ptr(), ptr::null()]);
+    // SAFETY: both arrays end with a null pointer, and libpq copies what it keeps.
+    let raw = unsafe { pq_sys::PQconnectStartParams(keywords.as_ptr(), values.as_ptr(), 0) };
+    let Some(raw) = NonNull::new(raw) else {
+        return Err(Error::new("out of memory"));
+    };
+    let connection = Connection {
+        raw,
+        interest: Interest::Write,
+        notice: Rc::default(),
+    };
+    // SAFETY: `raw` is a live connection. It has a user if the settings could be put together.
+    let user = unsafe { pq_sys::PQuser(raw.as_ptr()) };
+    if user.is_null() {
+        return Err(connection.error());
+    }
+    Ok(())
+}
+
 /// The settings of libpq's own sources for one that states none (`PQconndefaults`).
 pub fn defaults() -> Vec<(String, String)> {
     // SAFETY: the list is ours, and `Options` frees it.
@@ -489,22 +515,31 @@ impl QueryResult {
             .collect()
     }
 
+    fn field(&self, code: u8) -> Option<String> {
+        // SAFETY: the result is live; the field is null or a string of the result's, copied here.
+        unsafe {
+            text(pq_sys::PQresultErrorField(
+                self.0.as_ptr(),
+                c_int::from(code),
+            ))
+        }
+    }
+
+    /// Whether what the server says ends the session.
+    fn is_fatal(&self) -> bool {
+        let severity = self.field(pq_sys::PG_DIAG_SEVERITY_NONLOCALIZED);
+        matches!(severity.as_deref(), Some("FATAL" | "PANIC"))
+    }
+
     fn error(&self) -> Error {
-        let field = |code: u8| {
-            // SAFETY: the result is live; the field is null or a string of the result's, copied here.
-            unsafe {
-                text(pq_sys::PQresultErrorField(
-                    self.0.as_ptr(),
-                    c_int::from(code),
-                ))
-            }
-        };
-        let message = field(pq_sys::PG_DIAG_MESSAGE_PRIMARY).unwrap_or_else(|| {
-            // SAFETY: as above. libpq's own errors have no fields.
-            unsafe { text(pq_sys::PQresultErrorMessage(self.0.as_ptr())) }.unwrap_or_default()
-        });
+        let message = self
+            .field(pq_sys::PG_DIAG_MESSAGE_PRIMARY)
+            .unwrap_or_else(|| {
+                // SAFETY: as above. libpq's own errors have no fields.
+                unsafe { text(pq_sys::PQresultErrorMessage(self.0.as_ptr())) }.unwrap_or_default()
+            });
         Error {
-            sqlstate: field(pq_sys::PG_DIAG_SQLSTATE),
+            sqlstate: self.field(pq_sys::PG_DIAG_SQLSTATE),
             message: message.trim().to_owned(),
             reached: true,
         }
@@ -531,15 +566,19 @@ unsafe fn text(raw: *const c_char) -> Option<String> {
     Some(string.to_string_lossy().into_owned())
 }
 
-/// Keeps what the server says unasked: the reason why it ends a session. Without a receiver of ours libpq
-/// would print it on standard error, which is the command's.
+/// Keeps the reason why the server ends a session, which it says unasked: an error that is fatal, or at a crash a
+/// warning of a state of its own (crash_shutdown). Without a receiver of ours libpq would print all that the server says
+/// on standard error, which is the command's.
 unsafe extern "C" fn note(context: *mut c_void, notice: *const PGresult) {
     // SAFETY: the context is the cell that `Connection::start` named, which outlives the connection.
     let cell = unsafe { &*context.cast::<Cell<Option<Error>>>() };
     if let Some(raw) = NonNull::new(notice.cast_mut()) {
         // libpq clears the result itself.
         let result = std::mem::ManuallyDrop::new(QueryResult(raw));
-        cell.set(Some(result.error()));
+        let error = result.error();
+        if result.is_fatal() || error.sqlstate.as_deref() == Some("57P02") {
+            cell.set(Some(error));
+        }
     }
 }
 

@@ -14,7 +14,7 @@ const HEAD: [&str; 10] = [
     "STATE", "MODE", "LOCK", "SINCE", "HOST", "PID", "USER", "DATABASE", "BACKEND", "COMMAND",
 ];
 
-/// The question who holds a lock and who waits for it; without a claim, all advisory locks of the
+/// The question whether the server is a standby, and who holds a lock and who waits for it; without a claim, all advisory locks of the
 /// database.
 pub fn sql(connection: &Connection, claim: Option<&Claim>) -> CString {
     let condition = claim.map_or("true".to_owned(), |claim| claim.condition(connection));
@@ -26,7 +26,8 @@ pub fn sql(connection: &Connection, claim: Option<&Claim>) -> CString {
         }
     );
     let text = format!(
-        "select case when granted and not ({at_door}) \
+        "select pg_catalog.pg_is_in_recovery(); \
+         select case when granted and not ({at_door}) \
          then 'holder' else 'waiter' end state, \
          case mode when 'ShareLock' then 'shared' else 'exclusive' end, \
          case objsubid when 1 then (classid::bigint << 32 | objid::bigint)::text \
@@ -44,6 +45,11 @@ pub fn sql(connection: &Connection, claim: Option<&Claim>) -> CString {
 /// Whether the session is one of pglock's: then it waits at the door of some slots, `(N, 0)`, or for an
 /// exclusive lock whose gate, `(N, -1)`, it has; see `lock.rs`.
 const IS_LABEL: &str = "coalesce(application_name like 'pglock %', false)";
+
+/// Whether it is a standby that has answered: its own locks are not those that its primary has.
+pub fn is_standby(outcomes: &[Outcome]) -> bool {
+    outcomes.first().and_then(|answer| answer.field(0)) == Some("t")
+}
 
 /// One line of the table.
 struct Row([String; HEAD.len()]);
@@ -89,7 +95,7 @@ impl Row {
 
 fn rows(outcomes: &[Outcome]) -> Vec<Row> {
     match outcomes {
-        [Outcome::Done { rows }] => rows.iter().filter_map(|row| Row::read(row)).collect(),
+        [_, Outcome::Done { rows }] => rows.iter().filter_map(|row| Row::read(row)).collect(),
         _ => Vec::new(),
     }
 }

@@ -816,14 +816,18 @@ impl Supervisor<'_> {
                  has had it meanwhile."
             ));
         } else {
-            let kill_at = sys::now() + self.config.grace;
-            self.lose(
-                format_args!(
-                    "the session that held it ended {silence} after the server's last sign, while the server \
-                     ran on; somebody may have had it meanwhile"
-                ),
-                kill_at,
+            let why = format!(
+                "the session that held it ended {silence} after the server's last sign, while the server ran on; \
+                 somebody may have had it meanwhile"
             );
+            if self.config.kill_on_loss {
+                let kill_at = sys::now() + self.config.grace;
+                self.lose(why, kill_at);
+            } else {
+                self.log.error(format_args!(
+                    "the lock was lost: {why}; it was taken again, and the command carries on (--on-loss continue)"
+                ));
+            }
         }
     }
 

@@ -291,10 +291,28 @@ fn a_service_file_says_it_all() {
     ] {
         assert_let_in(&server, pglock.env("PGSERVICEFILE", &file), whom);
     }
-    let output = Pglock::new()
-        .env("PGSERVICEFILE", &file)
-        .flags(["--database", "service=nope"])
-        .command(["true"])
-        .run();
-    output.assert_failed(&["nope"]);
+    // What is wrong with it is not passed over, also where a stronger source says where to connect.
+    let wrong = scratch.file("wrong", 0o600, "[jobs]\nnosuch=x\n");
+    for (file, flags, word) in [
+        (&file, &["--database", "service=nope"][..], "nope"),
+        (
+            &file,
+            &["--database", "service=nope", "--host", "localhost"],
+            "nope",
+        ),
+        (&wrong, &["--database", "service=jobs"], "wrong"),
+        (
+            &wrong,
+            &["--database", "service=jobs", "--host", "localhost"],
+            "wrong",
+        ),
+    ] {
+        let output = Pglock::new()
+            .env("PGSERVICEFILE", file)
+            .flags(["--port", &server.port().to_string(), "--user", "postgres"])
+            .flags(flags)
+            .command(["true"])
+            .run();
+        output.assert_failed(&[word]);
+    }
 }

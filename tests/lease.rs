@@ -412,17 +412,26 @@ fn on_loss_continue_only_says_so() {
     terminate_holder(&server, 2);
     other.answer();
     let runs = [terminated, taken, cut];
-    for run in &runs {
-        run.wait_for_line("the command carries on without it (--on-loss continue)");
+    let [without, again] = [
+        "the command carries on without it",
+        "it was taken again, and the command carries on",
+    ];
+    for (run, how) in runs.iter().zip([again, without, without]) {
+        run.wait_for_line(&format!("{how} (--on-loss continue)"));
     }
-    // Longer than the grace.
-    thread::sleep(Duration::from_millis(1500));
+    // Longer than the grace, and than a lease that nobody renews.
+    thread::sleep(TTL + Duration::from_secs(1));
+    assert_eq!(
+        server.holders(1).len(),
+        1,
+        "what was taken again was not kept"
+    );
     for run in runs {
         let output = run.finish();
         output.assert_status(7);
         assert_says(
             &output,
-            &["the lock is lost: ", "Execution finished, exiting"],
+            &["the lock ", "lost: ", "Execution finished, exiting"],
         );
         assert_never_says(&output, &["stopping", "killing"]);
     }
@@ -1066,8 +1075,9 @@ fn tokens_grow_from_holder_to_holder() {
         last = token;
         run.finish().assert_status(0);
     }
-    // Without the flag there is none.
+    // Without the flag there is none, not even that of another lock which pglock itself is run under.
     Pglock::on(&server)
+        .env("PGLOCK_TOKEN", "7")
         .sh("echo ${PGLOCK_TOKEN-none}")
         .run()
         .assert_stdout("none\n");
@@ -1124,4 +1134,44 @@ fn the_sql_of_the_readme_refuses_a_stale_token() {
     assert_eq!(update(stale), "", "the stale one");
     assert_eq!(update(token), token.to_string());
     assert_eq!(server.psql("select token from job"), token.to_string());
+}
+
+#[test]
+fn one_who_gets_no_token_leaves_no_backend_that_holds_the_lock() {
+    let server = Server::new();
+    // A commit waits for a standby that is not there.
+    server.psql("alter system set synchronous_standby_names = 'nobody'");
+    server.psql("select pg_reload_conf()");
+    let output = on(&server)
+        .flags(["--fence", "--connect-timeout", "1"])
+        .command(["true"])
+        .run();
+    output.assert_failed(&["no answer from the server within 1 s"]);
+    eventually("the lock is free", PATIENCE, || {
+        server.holders(1).is_empty().then_some(())
+    });
+}
+
+#[test]
+fn a_beat_waits_for_no_snapshot() {
+    let server = Server::new();
+    let (mut holder, mut other) = (server.session(), server.session());
+    holder.hold(1);
+    let transactions = "-c default_transaction_isolation=serializable -c default_transaction_read_only=on \
+                        -c default_transaction_deferrable=on";
+    let run = on(&server)
+        .env("PGOPTIONS", transactions)
+        .flag("--block")
+        .open_input()
+        .sh(UNTIL_TOLD)
+        .spawn();
+    eventually("it waits", PATIENCE, || server.waiters(1).first().copied());
+    holder.release(1);
+    run.wait_for_output("the command runs");
+    // As long as this one writes, a deferrable transaction gets no snapshot.
+    other.exec("begin isolation level serializable; select txid_current()");
+    thread::sleep(TTL);
+    let output = run.finish();
+    output.assert_status(7);
+    assert_never_says(&output, &["lost"]);
 }

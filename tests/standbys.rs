@@ -63,6 +63,15 @@ fn a_standby_is_refused() {
         }
     }
     assert_eq!(standby.holders(1), []);
+    // Nor can it say who holds the lock.
+    let status = on(&[&standby]).flag("--status").run();
+    status
+        .assert_failed(&["standby", "primary"])
+        .assert_stdout("");
+    session.hold(1);
+    let status = on(&[&standby, &primary]).flag("--status").run();
+    status.assert_status(0);
+    assert!(status.stdout().contains("holder"), "{}", status.report());
 }
 
 #[test]
@@ -125,12 +134,17 @@ fn a_waiter_finds_the_new_primary_after_a_promotion() {
         on(&[&primary, &standby]).flags(["--wait", "100"]),
         on(&[&standby, &primary]).flag("--block"),
         on(&[&standby]).flags(["--wait", "100"]),
+        on(&[&standby])
+            .flag("--block")
+            .env("PGTARGETSESSIONATTRS", "read-write"),
     ]
     .map(|pglock| pglock.sh("echo at last; sleep 0.1").spawn());
     eventually("two wait", PATIENCE, || {
         (primary.waiters(1).len() == 2).then_some(())
     });
-    waiters[2].wait_for_line("trying again");
+    for waiter in &waiters[2..] {
+        waiter.wait_for_line("trying again");
+    }
     primary.stop(Stop::Immediate);
     // As long as there is no primary, nobody gets it.
     std::thread::sleep(Duration::from_millis(500));

@@ -376,3 +376,43 @@ fn time_limits_of_the_role_do_not_cut_the_wait() {
         waiter.wait().assert_status(0);
     }
 }
+
+#[test]
+fn a_role_that_wants_no_session_to_survive_an_error_waits_too() {
+    let server = Server::new();
+    let mut session = server.session();
+    session.hold(1);
+    let waiter = Pglock::on(&server)
+        .env("PGOPTIONS", "-c exit_on_error=on")
+        .flags(["--wait", "60"])
+        .command(["true"])
+        .spawn();
+    // The end of its first turn.
+    waiter.wait_for_line("trying again");
+    session.release(1);
+    waiter.wait().assert_status(0);
+}
+
+#[test]
+fn what_the_server_says_by_the_way_is_not_why_a_connection_was_lost() {
+    let server = Server::new();
+    let mut session = server.session();
+    session.hold(1);
+    let waiter = Pglock::on(&server)
+        .env("PGOPTIONS", "-c client_min_messages=log -c log_duration=on")
+        .flags(["--ttl", "3", "--grace", "0", "--wait", "60"])
+        .command(["true"])
+        .spawn();
+    let backend = eventually("it waits", PATIENCE, || server.waiters(1).first().copied());
+    // The second turn: by then it has been told how long the first took.
+    eventually("it waits anew", PATIENCE, || {
+        let since = format!(
+            "select query_start > backend_start + interval '1 s' from pg_stat_activity where pid = {backend}"
+        );
+        (server.psql(&since) == "t").then_some(())
+    });
+    server.crash_backend(backend);
+    let output = waiter.wait();
+    output.assert_status(0);
+    assert!(!output.stderr().contains("duration"), "{}", output.report());
+}
