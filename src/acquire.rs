@@ -263,8 +263,9 @@ impl<'a> Attempt<'a> {
             .into());
         }
         self.log.detail(format_args!(
-            "Connected to PostgreSQL {}.",
+            "Connected to PostgreSQL {} at {}.",
             connection.reported(c"server_version").unwrap_or_default(),
+            connection.place(),
         ));
         if !self.announced {
             self.announced = true;
@@ -397,7 +398,7 @@ impl<'a> Attempt<'a> {
                 Verdict::Refused(error) => {
                     return Err(Failure::Host(Trouble {
                         again: again(&error),
-                        message: format!("the lock call failed: {error}"),
+                        message: format!("the lock call failed: {error}{}", advice(&error)),
                     }));
                 }
             }
@@ -767,6 +768,11 @@ fn again(error: &Error) -> Again {
 fn advice(error: &Error) -> &'static str {
     if error.message.contains("no password supplied") {
         " (PGLOCK_PASS or a password file has it)"
+    } else if error
+        .message
+        .contains("permission denied for language plpgsql")
+    {
+        " (to wait for a lock takes it: grant usage on language plpgsql)"
     } else {
         ""
     }

@@ -334,7 +334,7 @@ fn split(
 
 fn mismatch(one: usize, these: &str, other: usize, those: &str) -> pq::Error {
     pq::Error {
-        message: format!("{one} {these} do not match {other} {those}"),
+        message: format!("lists of different lengths: {these} {one}, {those} {other}"),
         ..pq::Error::default()
     }
 }

@@ -230,7 +230,7 @@ pub const FLAGS: &[Flag] = &[
         short: None,
         value: Value::Choice(ON_LOSS),
         default: Some("kill"),
-        help: "What to do when the lock is lost: kill stops the command, continue only says so.",
+        help: "What to do when the lock is lost: kill stops the command, continue lets it run on.",
     },
     Flag {
         id: Id::Fence,
@@ -248,7 +248,7 @@ pub const FLAGS: &[Flag] = &[
         short: None,
         value: Value::Number(u32::MAX),
         default: Some("10"),
-        help: "Amount of seconds for connecting, all attempts together; 0 sets no limit.",
+        help: "Amount of seconds for connecting, all hosts together, and for each answer; 0 sets no limit.",
     },
     Flag {
         id: Id::Status,

@@ -103,6 +103,24 @@ impl Connection {
     /// # Errors
     /// A setting that libpq does not take.
     pub fn start(settings: &Conninfo) -> Result<Self, Error> {
+        let connection = Self::open(settings)?;
+        if connection.is_bad() {
+            return Err(connection.start_up_error(false));
+        }
+        // SAFETY: `raw` is a live connection. The receiver gets the address of a cell on the heap that lives
+        // as long as this value, and so as long as the connection.
+        unsafe {
+            let raw = connection.raw.as_ptr();
+            let notice = Rc::as_ptr(&connection.notice).cast_mut().cast();
+            pq_sys::PQsetNoticeReceiver(raw, Some(note), notice);
+            // Only so does the SQLSTATE of a refused start-up appear, in the text of the message.
+            pq_sys::PQsetErrorVerbosity(raw, PGVerbosity::PQERRORS_VERBOSE);
+        }
+        Ok(connection)
+    }
+
+    /// The same, also where a setting is wrong.
+    fn open(settings: &Conninfo) -> Result<Self, Error> {
         let terminated = |pick: fn(&(CString, CString)) -> *const c_char| -> Vec<*const c_char> {
             settings.iter().map(pick).chain([ptr::null()]).collect()
         };
@@ -114,24 +132,12 @@ impl Connection {
         let Some(raw) = NonNull::new(raw) else {
             return Err(Error::new("out of memory"));
         };
-        let connection = Self {
+        Ok(Self {
             raw,
             // Before the first PQconnectPoll the manual wants it polled as if that had asked to write.
             interest: Interest::Write,
             notice: Rc::default(),
-        };
-        if connection.is_bad() {
-            return Err(connection.error());
-        }
-        // SAFETY: `raw` is a live connection. The receiver gets the address of a cell on the heap that lives
-        // as long as this value, and so as long as the connection.
-        unsafe {
-            let notice = Rc::as_ptr(&connection.notice).cast_mut().cast();
-            pq_sys::PQsetNoticeReceiver(raw.as_ptr(), Some(note), notice);
-            // Only so does the SQLSTATE of a refused start-up appear, in the text of the message.
-            pq_sys::PQsetErrorVerbosity(raw.as_ptr(), PGVerbosity::PQERRORS_VERBOSE);
-        }
-        Ok(connection)
+        })
     }
 
     /// Carries connecting on (`PQconnectPoll`) when what it [wants](Self::wants) is there. May block where a
@@ -264,6 +270,19 @@ impl Connection {
         // SAFETY: `raw` is a live connection; the string is the connection's, and is copied here.
         let address = unsafe { text(pq_sys::PQhostaddr(self.raw.as_ptr())) };
         address.filter(|address| !address.is_empty())
+    }
+
+    /// Which server it is: its address, or the directory of its socket, and its port.
+    pub fn place(&self) -> String {
+        // SAFETY: `raw` is a live connection; the strings are the connection's, and are copied here.
+        let [host, port] = unsafe {
+            [
+                text(pq_sys::PQhost(self.raw.as_ptr())),
+                text(pq_sys::PQport(self.raw.as_ptr())),
+            ]
+        };
+        let host = self.address().or(host).unwrap_or_default();
+        format!("{host}:{}", port.unwrap_or_default())
     }
 
     /// A setting that the server reports by itself (`PQparameterStatus`).
@@ -413,19 +432,9 @@ pub fn parse(string: &CStr) -> Result<Vec<(String, String)>, Error> {
 /// There is no such service, or no such file, or libpq does not understand it.
 pub fn check_sources() -> Result<(), Error> {
     // libpq looks at a port only when all else is read, and this one cannot be connected to.
-    let [keywords, values] = [c"port", c"0"].map(|word| [word.as_ptr(), ptr::null()]);
-    // SAFETY: both arrays end with a null pointer, and libpq copies what it keeps.
-    let raw = unsafe { pq_sys::PQconnectStartParams(keywords.as_ptr(), values.as_ptr(), 0) };
-    let Some(raw) = NonNull::new(raw) else {
-        return Err(Error::new("out of memory"));
-    };
-    let connection = Connection {
-        raw,
-        interest: Interest::Write,
-        notice: Rc::default(),
-    };
+    let connection = Connection::open(&vec![(c"port".into(), c"0".into())])?;
     // SAFETY: `raw` is a live connection. It has a user if the settings could be put together.
-    let user = unsafe { pq_sys::PQuser(raw.as_ptr()) };
+    let user = unsafe { pq_sys::PQuser(connection.raw.as_ptr()) };
     if user.is_null() {
         return Err(connection.error());
     }

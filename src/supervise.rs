@@ -5,6 +5,8 @@
 use std::ffi::CString;
 use std::fmt;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::time::Duration;
 
 use crate::acquire::Held;
@@ -898,9 +900,17 @@ impl Supervisor<'_> {
                 .error(format_args!("{early} before the command could start"));
             return Exit::Failed;
         }
+        let program = &self.config.command[0];
+        let is_path = program.as_bytes().contains(&b'/');
+        let is_missing = error.kind() == io::ErrorKind::NotFound;
+        let hint = if is_missing && is_path && Path::new(program).exists() {
+            "; it is there, so what is missing is the interpreter that its first line names"
+        } else {
+            ""
+        };
         self.log.error(format_args!(
-            "could not execute {:?}: {error}",
-            self.config.command[0].to_string_lossy()
+            "could not execute {:?}: {error}{hint}",
+            program.to_string_lossy()
         ));
         Exit::of_exec_error(error)
     }

@@ -513,7 +513,7 @@ fn a_list_of_ports_that_does_not_fit_the_hosts_is_refused() {
         ])
         .command(["true"])
         .run();
-    output.assert_failed(&["port"]);
+    output.assert_failed(&["port numbers 2, hosts 1"]);
 }
 
 #[test]

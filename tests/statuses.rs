@@ -73,6 +73,10 @@ fn what_is_no_program_is_126_and_the_lock_is_free_again() {
         let output = Pglock::on(&server).command([path(name)]).run();
         output.assert_status(status);
         assert!(server.holders(1).is_empty(), "{name}");
+        let is_hint = output
+            .stderr()
+            .contains("interpreter that its first line names");
+        assert_eq!(is_hint, name == "no-interpreter", "{}", output.report());
     }
 }
 
