@@ -14,8 +14,8 @@ const HEAD: [&str; 10] = [
     "STATE", "MODE", "LOCK", "SINCE", "HOST", "PID", "USER", "DATABASE", "BACKEND", "COMMAND",
 ];
 
-/// The question whether the server is a standby, and who holds a lock and who waits for it; without a claim, all advisory locks of the
-/// database.
+/// The question whether the server is a standby, and who holds a lock and who waits for it; without a claim, all advisory
+/// locks of the database.
 pub fn sql(connection: &Connection, claim: Option<&Claim>) -> CString {
     let condition = claim.map_or("true".to_owned(), |claim| claim.condition(connection));
     let at_door = format!(
