@@ -63,23 +63,12 @@ pub struct Lease {
 }
 
 impl Lease {
-    /// A lease that a message sent at this moment, and answered, has begun.
+    /// The lease as it is when the last message that the server has answered was sent at this moment.
     pub fn new(terms: Terms, sent: Moment) -> Self {
         Self {
             terms,
             renewed: sent,
         }
-    }
-
-    /// The terms that it is held on.
-    pub fn terms(&self) -> Terms {
-        self.terms
-    }
-
-    /// Extends the lease: the server has answered a message sent at this moment. An answer that is
-    /// overtaken by a later one changes nothing.
-    pub fn renew(&mut self, sent: Moment) {
-        self.renewed = self.renewed.max(sent);
     }
 
     /// When the next heartbeat is due.
@@ -129,30 +118,10 @@ mod tests {
 
     #[test]
     fn the_deadlines_follow_the_last_answered_message() {
-        let mut lease = lease(15.0, 5.0, 100.0);
+        let lease = lease(15.0, 5.0, 100.0);
         assert_eq!(lease.beat_at(), seconds(105.0));
         assert_eq!(lease.terminate_at(), seconds(109.0));
         assert_eq!(lease.kill_at(), seconds(114.0));
-        lease.renew(seconds(105.0));
-        assert_eq!(lease.beat_at(), seconds(110.0));
-        assert_eq!(lease.terminate_at(), seconds(114.0));
-        assert_eq!(lease.kill_at(), seconds(119.0));
-    }
-
-    #[test]
-    fn an_answer_counts_from_when_its_question_was_sent() {
-        let mut lease = lease(15.0, 5.0, 100.0);
-        // Sent at 105, answered at 108: the server may have had it at once and been silent since.
-        lease.renew(seconds(105.0));
-        assert_eq!(lease.kill_at(), seconds(119.0));
-    }
-
-    #[test]
-    fn an_overtaken_answer_does_not_shorten_the_lease() {
-        let mut lease = lease(15.0, 5.0, 100.0);
-        lease.renew(seconds(110.0));
-        lease.renew(seconds(105.0));
-        assert_eq!(lease.kill_at(), seconds(124.0));
     }
 
     #[test]

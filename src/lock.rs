@@ -633,6 +633,31 @@ impl Lock {
         }
     }
 
+    /// Asks for the age of a backend, in seconds, if it holds this lock.
+    pub fn holder_sql(&self, backend: i32) -> CString {
+        sql(format!(
+            "select extract(epoch from pg_catalog.clock_timestamp() - backend_start) \
+             from pg_catalog.pg_stat_get_activity({backend}) \
+             where exists (select from pg_catalog.pg_lock_status() where locktype = 'advisory' and granted \
+             and pid = {backend} and {} and {OWN_DATABASE})",
+            self.key.condition()
+        ))
+    }
+
+    /// Ends a backend, and waits until it is gone, for a second at most; then tries to take the lock as
+    /// [`retake_sql`](Self::retake_sql) does.
+    pub fn evict_sql(&self, connection: &Connection, backend: i32) -> CString {
+        let limit = match connection.server_version() {
+            ..140_000 => "",
+            140_000.. => ", 1000",
+        };
+        let retake = self.retake_sql(connection);
+        sql(format!(
+            "select pg_catalog.pg_terminate_backend({backend}{limit}); {}",
+            retake.to_string_lossy()
+        ))
+    }
+
     /// What the answer to [`retake_sql`](Self::retake_sql) or [`check_sql`](Self::check_sql) means.
     pub fn verdict(&self, outcomes: &[Outcome]) -> Verdict {
         verdict(outcomes, self.shared)

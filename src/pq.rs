@@ -4,12 +4,11 @@
 //! The manual meant throughout is PostgreSQL's chapter "libpq - C Library".
 #![allow(unsafe_code)]
 
-use std::cell::Cell;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::fmt;
 use std::os::fd::RawFd;
 use std::ptr::{self, NonNull};
-use std::rc::Rc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use pq_sys::{
     ConnStatusType, ExecStatusType, PGVerbosity, PGcancel, PGconn, PGresult, PQconninfoOption,
@@ -25,6 +24,8 @@ pub struct Error {
     pub message: String,
     /// Whether the other side was there to talk to when it went wrong.
     pub reached: bool,
+    /// Whether the server says it as a warning, and not as what has ended a statement or the session.
+    pub is_warning: bool,
 }
 
 impl fmt::Display for Error {
@@ -93,8 +94,12 @@ pub struct Connection {
     interest: Interest,
     /// The last thing that the server said unasked, filled by [`note`]; counted, so that it stays where
     /// libpq knows it to be.
-    notice: Rc<Cell<Option<Error>>>,
+    notice: Arc<Mutex<Option<Error>>>,
 }
+
+// SAFETY: libpq lets one thread after the other use a connection, as long as no two do at the same time (chapter
+// "Behavior in Threaded Programs"), and a value of this type has one owner. What else it has is fit for that by itself.
+unsafe impl Send for Connection {}
 
 impl Connection {
     /// Begins to connect (`PQconnectStartParams`). Of settings given twice the later counts, and libpq
@@ -107,11 +112,11 @@ impl Connection {
         if connection.is_bad() {
             return Err(connection.start_up_error(false));
         }
-        // SAFETY: `raw` is a live connection. The receiver gets the address of a cell on the heap that lives
+        // SAFETY: `raw` is a live connection. The receiver gets the address of a place on the heap that lives
         // as long as this value, and so as long as the connection.
         unsafe {
             let raw = connection.raw.as_ptr();
-            let notice = Rc::as_ptr(&connection.notice).cast_mut().cast();
+            let notice = Arc::as_ptr(&connection.notice).cast_mut().cast();
             pq_sys::PQsetNoticeReceiver(raw, Some(note), notice);
             // Only so does the SQLSTATE of a refused start-up appear, in the text of the message.
             pq_sys::PQsetErrorVerbosity(raw, PGVerbosity::PQERRORS_VERBOSE);
@@ -136,7 +141,7 @@ impl Connection {
             raw,
             // Before the first PQconnectPoll the manual wants it polled as if that had asked to write.
             interest: Interest::Write,
-            notice: Rc::default(),
+            notice: Arc::default(),
         })
     }
 
@@ -314,7 +319,8 @@ impl Connection {
 
     /// Why the server ends the session, if it has said so.
     pub fn take_notice(&self) -> Option<Error> {
-        self.notice.take()
+        let mut notice = self.notice.lock().unwrap_or_else(PoisonError::into_inner);
+        notice.take()
     }
 
     /// The last error, with libpq's newline trimmed.
@@ -347,6 +353,7 @@ impl Connection {
             sqlstate,
             message: lines.join("; "),
             reached,
+            is_warning: false,
         }
     }
 
@@ -534,10 +541,10 @@ impl QueryResult {
         }
     }
 
-    /// Whether what the server says ends the session.
-    fn is_fatal(&self) -> bool {
-        let severity = self.field(pq_sys::PG_DIAG_SEVERITY_NONLOCALIZED);
-        matches!(severity.as_deref(), Some("FATAL" | "PANIC"))
+    /// How grave it is: in English from servers, and from poolers, which do not translate, as they say it.
+    fn severity(&self) -> Option<String> {
+        self.field(pq_sys::PG_DIAG_SEVERITY_NONLOCALIZED)
+            .or_else(|| self.field(pq_sys::PG_DIAG_SEVERITY))
     }
 
     fn error(&self) -> Error {
@@ -551,6 +558,7 @@ impl QueryResult {
             sqlstate: self.field(pq_sys::PG_DIAG_SQLSTATE),
             message: message.trim().to_owned(),
             reached: true,
+            is_warning: self.severity().as_deref() == Some("WARNING"),
         }
     }
 }
@@ -575,18 +583,23 @@ unsafe fn text(raw: *const c_char) -> Option<String> {
     Some(string.to_string_lossy().into_owned())
 }
 
-/// Keeps the reason why the server ends a session, which it says unasked: an error that is fatal, or at a crash a
-/// warning of a state of its own (crash_shutdown). Without a receiver of ours libpq would print all that the server says
-/// on standard error, which is the command's.
+/// Keeps the reason why the server ends a session, which it says unasked: an error that is fatal, or, where it ends all
+/// sessions at once, a warning of a state of its own (admin_shutdown, crash_shutdown). Without a receiver of ours libpq
+/// would print all that the server says on standard error, which is the command's.
 unsafe extern "C" fn note(context: *mut c_void, notice: *const PGresult) {
-    // SAFETY: the context is the cell that `Connection::start` named, which outlives the connection.
-    let cell = unsafe { &*context.cast::<Cell<Option<Error>>>() };
+    // SAFETY: the context is the place that `Connection::start` named, which outlives the connection.
+    let place = unsafe { &*context.cast::<Mutex<Option<Error>>>() };
     if let Some(raw) = NonNull::new(notice.cast_mut()) {
         // libpq clears the result itself.
         let result = std::mem::ManuallyDrop::new(QueryResult(raw));
         let error = result.error();
-        if result.is_fatal() || error.sqlstate.as_deref() == Some("57P02") {
-            cell.set(Some(error));
+        let ends_session = match result.severity().as_deref() {
+            Some("FATAL" | "PANIC") => true,
+            Some("WARNING") => matches!(error.sqlstate.as_deref(), Some("57P01" | "57P02")),
+            _ => false,
+        };
+        if ends_session {
+            *place.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
         }
     }
 }

@@ -153,6 +153,7 @@ mod tests {
             sqlstate: Some("42501".to_owned()),
             message: format!("permission denied to set parameter \"{name}\""),
             reached: true,
+            ..Error::default()
         }
     }
 

@@ -12,6 +12,7 @@ use std::ptr;
 use std::sync::atomic::{
     AtomicBool, AtomicI32, AtomicPtr, AtomicU64, AtomicUsize, Ordering, compiler_fence,
 };
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 /// The descriptor of standard output.
@@ -1064,6 +1065,20 @@ pub fn run_in_child(limit: Duration, call: impl FnOnce()) {
     }
 }
 
+/// Starts a thread for a call that may block, with all signals blocked, so that they go to the first. As long as it
+/// runs nothing may be forked: a child would find what that thread had in hand half done.
+///
+/// # Errors
+/// The system has no thread left.
+pub fn spawn_thread<T: Send + 'static>(
+    call: impl FnOnce() -> T + Send + 'static,
+) -> io::Result<JoinHandle<T>> {
+    let before = block_signals();
+    let thread = thread::Builder::new().spawn(call);
+    set_mask(&before);
+    thread
+}
+
 // The guardian
 
 /// What pglock and its guardian both see, in memory that they share.
@@ -1223,7 +1238,7 @@ pub fn wait_until(descriptor: RawFd, deadline: Option<Duration>) -> bool {
 
 /// Waits for this long, whatever arrives.
 pub fn pause(time: Duration) {
-    std::thread::sleep(time);
+    thread::sleep(time);
 }
 
 /// A clock that wakes [`poll`] at a moment of [`now`]'s clock, also when the machine was suspended before

@@ -1,0 +1,1210 @@
+//! What becomes of the command and of its lock, decided: a state and an event in, effects out. Nothing here asks for the
+//! time, does I/O or waits; `supervise.rs` turns what happens into events, and effects into calls.
+//!
+//! Each pair of stage and event is decided by name. `matrix.txt`, beside this file, has them all in one table, which a
+//! test holds against the code.
+//!
+//! What is known when a session has ended: that session held the lock, and is gone. Others may have the lock at once if
+//! it was ended alone; nobody can have it before a ttl is over if the server has lost all sessions with it, for
+//! newcomers hold off then. The message of a session that an administrator ends is the same as that of one which ends in a
+//! shutdown, and in a smart shutdown the sessions of others live on: so a command is frozen until its lock is retaken. It runs
+//! on meanwhile only where the server has said, in the holding session, that all sessions end, or where it is seen to
+//! have gone down right after.
+#![deny(
+    clippy::wildcard_enum_match_arm,
+    clippy::match_wildcard_for_single_variants
+)]
+
+use std::fmt;
+use std::time::Duration;
+
+use crate::lease::{Lease, Moment, Terms};
+use crate::sys::{Change, Signal};
+
+/// How long to wait between two attempts to reach the server again.
+const RETRY: Duration = Duration::from_millis(100);
+/// The longest such wait, for a server that lets in and closes.
+const LONGEST_RETRY: Duration = Duration::from_secs(1);
+/// How long to leave a pooler alone whose server has gone. PgBouncer, if it finds that it cannot log in, does not try again
+/// for its `server_login_retry`, 15 s by default: so the first attempt has to come when the server is back.
+const POOLED_RETRY: Duration = Duration::from_secs(4);
+/// How long one attempt to reach it may take before another is made, which may take twice as long.
+const ATTEMPT: Duration = Duration::from_secs(2);
+/// Until when after the end of a session what is heard on the way back tells why it ended. Later, others may have come and
+/// gone.
+const FRESH: Duration = Duration::from_secs(2);
+/// How long to wait for a killed group to be gone where no lease says how long the server keeps the lock: a process that
+/// hangs in the kernel does not even die of SIGKILL.
+const DYING: Duration = Duration::from_secs(2);
+/// How long a command without a lease stays stopped, after pglock was, until the server says that the lock is held.
+const RESUME: Duration = Duration::from_secs(2);
+/// How often to look whether the rest of a command's group is gone: no event tells.
+const LOOK: Duration = Duration::from_millis(20);
+/// When to rename a session that has waited. By then the command runs: while it is being started, an answer
+/// on the connection would look as if the server had ended the session.
+const RENAME: Duration = Duration::from_secs(1);
+/// How long before the guardian would pglock kills a command that is frozen: it would look as if pglock had been
+/// frozen itself.
+const AHEAD: Duration = Duration::from_millis(100);
+/// How long to wait for the lease to be lifted before stopping without that.
+const LIFT: Duration = Duration::from_secs(1);
+
+/// What is happening to the command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// It runs, or somebody else has stopped it.
+    Running,
+    /// pglock has stopped it until it is known what has become of the lock.
+    Frozen,
+    /// The lock is lost: it was told to end, and is killed at this moment.
+    Terminating(Moment),
+    /// It was killed, at this moment.
+    Killed(Moment),
+    /// It is stopped, and pglock is about to stop too, at this moment at the latest.
+    Suspending(Moment),
+    /// It is stopped, and so is pglock.
+    Suspended,
+    /// It is stopped, and continues when the lock is known to be held, by this moment.
+    Resuming(Moment),
+}
+
+/// What there is of a connection to the server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Link {
+    /// A session on which nothing is asked.
+    Idle,
+    /// A session on which this was asked, at this moment.
+    Asked(Question, Moment),
+    /// An attempt to connect again.
+    Connecting,
+    /// Nothing; to be tried again at this moment.
+    Down(Moment),
+    /// Nothing, for good.
+    Gone,
+}
+
+/// What is asked of the server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Question {
+    /// Whether it is there.
+    Beat,
+    /// The same, by naming the session.
+    Rename,
+    /// For the lock, on a new session.
+    Retake,
+    /// How long ago it lost its sessions, now that the lock is retaken.
+    Age,
+    /// Since when the backend of the session that is gone has been there, if it still holds the lock.
+    Holder,
+    /// To end that backend, and for the lock.
+    Evict,
+    /// To keep the session while pglock is stopped.
+    Lift,
+    /// Whether the lock is still held, now that pglock is continued.
+    Check,
+}
+
+/// What the server's last words in a session say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Loss {
+    /// The connection closed without a word.
+    Cut,
+    /// That session is ended, it says; nothing is known of others.
+    One,
+    /// The server ends all of them.
+    All,
+}
+
+/// Why there is no way back to the server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Barrier {
+    /// It is there, but does not serve: it goes down or comes up.
+    NotServing,
+    /// It comes up: there are no sessions of before.
+    Starting,
+    /// Nobody listens at its Unix socket: it is down.
+    Down,
+    /// It could not be reached, be it that it is down or that something is in the way.
+    Unreachable,
+    /// It, or a pooler, does not let this client in.
+    Refused,
+    /// No answer in time.
+    Silence,
+}
+
+/// The server's answer to an attempt to take the lock again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Retake {
+    /// It is held. The server lost its sessions so long ago.
+    Held(Duration),
+    /// Somebody holds it.
+    Busy,
+    /// It cannot tell yet, or is a standby.
+    NotReady,
+}
+
+/// An answer of the server, to what [`Link::Asked`] says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// To [`Question::Beat`], [`Question::Rename`] or [`Question::Lift`]: any.
+    Alive,
+    /// To [`Question::Retake`] or [`Question::Evict`].
+    Retake(Retake),
+    /// To [`Question::Age`].
+    Age(Duration),
+    /// To [`Question::Holder`]: that backend's age if it still holds the lock.
+    Holder(Option<Duration>),
+    /// To [`Question::Check`]: whether the lock is held.
+    Check(bool),
+}
+
+/// What happens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// The session is closed, for this reason.
+    SessionLost(Loss, String),
+    /// An attempt to connect again has failed, for this reason.
+    NotConnected(Barrier, String),
+    /// An attempt to connect again has led to a session.
+    Connected,
+    /// The server has answered.
+    Answered(Answer),
+    /// The command was stopped by this signal; whether pglock's own group has the terminal.
+    CommandStopped(Signal, bool),
+    /// The command was continued, by whom ever.
+    CommandContinued,
+    /// The command itself has ended; others of its group may be left.
+    CommandEnded(Change),
+    /// Nobody of its group is left.
+    GroupGone,
+    /// A signal came for the command.
+    Signal(Signal),
+    /// pglock has come back from stopping itself; whether it was stopped at all.
+    Woken(bool),
+    /// Nothing but time has passed.
+    Tick,
+}
+
+/// What is to be done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Send this signal to the command's group.
+    Signal(Signal),
+    /// Send it, and have a stopped group take it.
+    SignalAwake(Signal),
+    /// Continue the command, in the foreground if that is where the shell has put pglock.
+    Continue,
+    /// Kill the command's group.
+    Kill,
+    /// Ask this on the session.
+    Ask(Question),
+    /// Connect again, within this time.
+    Connect(Duration),
+    /// Close the session.
+    Disconnect,
+    /// Tell the guardian until when the lock is held.
+    Guard(Option<Moment>),
+    /// Have the guardian look at a deadline that there was not before.
+    WakeGuardian,
+    /// Stop pglock itself; [`Event::Woken`] follows.
+    Suspend,
+    /// Log this.
+    Say(Line),
+}
+
+/// Why the lock is lost, or may be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// The server has been silent for so long; and what the last attempt to reach it came to.
+    Silence(Duration, Option<String>),
+    /// The server has been silent for so long, and pglock was told to end a command that may not run meanwhile.
+    ToldToEnd(Duration),
+    /// The session is gone, and no lease says that others hold off.
+    NoLease,
+    /// The session is gone while the command was ending.
+    GoneAgain,
+    /// The session is gone while pglock was stopped.
+    GoneMeanwhile,
+    /// The server did not answer when pglock was continued.
+    NoAnswer,
+    /// The lock was not held any more when pglock was continued.
+    NotHeld,
+    /// Somebody else holds it.
+    Taken,
+    /// It was retaken too late.
+    RetakenLate,
+    /// It was held when pglock was continued, but the answer came too late.
+    CheckedLate,
+    /// It was retaken, this long after the server's last sign, and somebody may have had it meanwhile.
+    EndedAlone(Duration),
+}
+
+/// A line of the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Line {
+    /// The connection was lost this long after the server's last sign, for this reason.
+    ConnectionLost(Duration, String),
+    /// The lock is lost, and the command is told to end.
+    Terminating(Why),
+    /// The lock is lost, and the command is killed.
+    Killing(Why),
+    /// The lock is lost, and the command runs on.
+    CarryingOn(Why),
+    /// The lock was lost and retaken, and the command runs on.
+    CarryingOnRetaken(Why),
+    /// The command did not end in its grace.
+    Overdue,
+    /// The lock was retaken, this long after the server's last sign, from a server that has restarted.
+    Restarted(Duration),
+}
+
+impl Line {
+    /// Whether it is shown in spite of `--quiet`.
+    pub fn is_error(&self) -> bool {
+        match self {
+            Self::ConnectionLost(..)
+            | Self::Terminating(_)
+            | Self::Killing(_)
+            | Self::CarryingOn(_)
+            | Self::CarryingOnRetaken(_)
+            | Self::Overdue => true,
+            Self::Restarted(_) => false,
+        }
+    }
+}
+
+impl fmt::Display for Why {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Self::Silence(time, None) => {
+                write!(f, "no answer from the server for {}", seconds(*time))
+            }
+            Self::Silence(time, Some(reason)) => write!(
+                f,
+                "no answer from the server for {} ({reason})",
+                seconds(*time)
+            ),
+            Self::ToldToEnd(time) => write!(
+                f,
+                "no answer from the server for {}, and pglock was told to end the command",
+                seconds(*time)
+            ),
+            Self::NoLease => f.write_str("the session that held it is gone, and there is no lease"),
+            Self::GoneAgain => {
+                f.write_str("the session that held it is gone while the command was ending")
+            }
+            Self::GoneMeanwhile => f.write_str("the session that held it is gone"),
+            Self::NoAnswer => {
+                f.write_str("no answer from the server, now that pglock is continued")
+            }
+            Self::NotHeld => f.write_str("it was no longer held when pglock was continued"),
+            Self::Taken => {
+                f.write_str("the session that held it ended, and somebody else has it now")
+            }
+            Self::RetakenLate => f.write_str("the answer that it was taken again came too late"),
+            Self::CheckedLate => f.write_str("the answer that it is still held came too late"),
+            Self::EndedAlone(time) => write!(
+                f,
+                "the session that held it ended {} after the server's last sign, while the server ran on; \
+                 somebody may have had it meanwhile",
+                seconds(*time)
+            ),
+        }
+    }
+}
+
+impl fmt::Display for Line {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Self::ConnectionLost(time, reason) => write!(
+                f,
+                "the connection to the server was lost, {} after its last sign: {reason}",
+                seconds(*time)
+            ),
+            Self::Terminating(why) => write!(f, "the lock is lost: {why}; stopping the command"),
+            Self::Killing(why) => write!(f, "the lock is lost: {why}; killing the command"),
+            Self::CarryingOn(why) => write!(
+                f,
+                "the lock is lost: {why}; the command carries on without it (--on-loss continue)"
+            ),
+            Self::CarryingOnRetaken(why) => write!(
+                f,
+                "the lock was lost: {why}; it was taken again, and the command carries on (--on-loss continue)"
+            ),
+            Self::Overdue => f.write_str("the command did not end in time; killing it"),
+            Self::Restarted(time) => write!(
+                f,
+                "The server was restarted; the lock was taken again {} after its last sign, and nobody \
+                 has had it meanwhile.",
+                seconds(*time)
+            ),
+        }
+    }
+}
+
+/// A time in seconds, for people.
+fn seconds(time: Duration) -> String {
+    format!("{:.1} s", time.as_secs_f64())
+}
+
+/// What a run is to keep to.
+#[derive(Clone, Copy, Debug)]
+pub struct Policy {
+    /// The lease, if there is one.
+    pub terms: Option<Terms>,
+    /// How long the command gets between SIGTERM and SIGKILL.
+    pub grace: Duration,
+    /// Whether a command that has lost its lock is stopped.
+    pub kill_on_loss: bool,
+    /// Whether a pooler is in between.
+    pub pooled: bool,
+    /// Whether the session is to be renamed: it has waited, and its name says so.
+    pub rename: bool,
+    /// Whether there is a terminal, and so perhaps a shell to stop for.
+    pub has_terminal: bool,
+}
+
+/// The state of a run, from the start of the command to its end.
+#[derive(Clone, Debug)]
+pub struct State {
+    policy: Policy,
+    stage: Stage,
+    link: Link,
+    /// When the last message was sent that the server answered: the one last sign of it.
+    heard: Moment,
+    /// When to rename the session, if it is to be.
+    rename_at: Option<Moment>,
+    /// How long the next attempt to reach the server may take.
+    patience: Duration,
+    /// How often in a row a session was lost that had answered nothing.
+    losses: u32,
+    /// When the session was lost that held the lock.
+    lost_at: Moment,
+    /// Whether the server has said since, right after, that it does not serve.
+    goes_down: bool,
+    /// Whether it has served since: then that session was ended alone, whatever happens later.
+    ended_alone: bool,
+    /// Whether pglock has tried to end the backend of that session.
+    evicted: bool,
+    /// Why the last attempt to reach the server failed.
+    reason: Option<String>,
+    /// By when a frozen command is to be dead that pglock was told to end.
+    end_by: Option<Moment>,
+    /// How the command itself ended.
+    ended: Option<Change>,
+    group_gone: bool,
+    lock_is_lost: bool,
+    /// Whether somebody else than pglock has stopped the command.
+    stopped_by_user: bool,
+    /// Whether it stopped because it wants the terminal, which only a shell could give it.
+    wants_terminal: bool,
+    effects: Vec<Effect>,
+}
+
+impl State {
+    /// A command that has just been started under a lock, at `now`; `sent` is when the message was sent whose answer
+    /// said that the lock is held.
+    pub fn new(policy: Policy, sent: Moment, now: Moment) -> Self {
+        Self {
+            policy,
+            stage: Stage::Running,
+            link: Link::Idle,
+            heard: sent,
+            rename_at: policy.rename.then(|| now + RENAME),
+            patience: ATTEMPT,
+            losses: 0,
+            lost_at: sent,
+            goes_down: false,
+            ended_alone: false,
+            evicted: false,
+            reason: None,
+            end_by: None,
+            ended: None,
+            group_gone: false,
+            lock_is_lost: false,
+            stopped_by_user: false,
+            wants_terminal: false,
+            effects: Vec::new(),
+        }
+    }
+
+    /// What is asked on the session, if anything is.
+    pub fn asked(&self) -> Option<Question> {
+        match self.link {
+            Link::Asked(question, _) => Some(question),
+            Link::Idle | Link::Connecting | Link::Down(_) | Link::Gone => None,
+        }
+    }
+
+    /// Whether the lock was lost while the command ran.
+    pub fn lock_is_lost(&self) -> bool {
+        self.lock_is_lost
+    }
+
+    /// How the command itself ended, if it has.
+    pub fn ended(&self) -> Option<Change> {
+        self.ended
+    }
+
+    /// Whether it is not known what has become of the lock.
+    pub fn is_frozen(&self) -> bool {
+        self.stage == Stage::Frozen
+    }
+
+    /// Whether a group that a frozen command leaves behind may run on.
+    pub fn may_continue(&self) -> bool {
+        !self.stopped_by_user
+    }
+
+    /// When the last message was sent that the server answered.
+    pub fn heard(&self) -> Moment {
+        self.heard
+    }
+
+    /// Whether somebody has to look if the group is gone.
+    pub fn looks_at_group(&self) -> bool {
+        match self.stage {
+            Stage::Terminating(_) => self.ended.is_some(),
+            Stage::Killed(_) => true,
+            Stage::Running
+            | Stage::Frozen
+            | Stage::Suspending(_)
+            | Stage::Suspended
+            | Stage::Resuming(_) => false,
+        }
+    }
+
+    /// Whether nothing is left to do but to give the lock up. What a command leaves running in the background is left
+    /// alone, unless the lock is lost. A group that does not die of SIGKILL is given up when its lease is over.
+    pub fn is_over(&self, now: Moment) -> bool {
+        let is_dead = self.ended.is_some() && self.group_gone;
+        match self.stage {
+            Stage::Running
+            | Stage::Frozen
+            | Stage::Suspending(_)
+            | Stage::Suspended
+            | Stage::Resuming(_) => self.ended.is_some(),
+            Stage::Terminating(_) => is_dead,
+            Stage::Killed(then) => is_dead || self.given_up_at(then) <= now,
+        }
+    }
+
+    /// When something is to be done though nothing happens.
+    pub fn next_deadline(&self, now: Moment) -> Option<Moment> {
+        let stage = match self.stage {
+            Stage::Running => self.lease().map(|lease| lease.terminate_at()),
+            Stage::Frozen => self.frozen_until(),
+            Stage::Terminating(kill_at) => Some(self.kill_at(kill_at)),
+            Stage::Killed(then) => Some(self.given_up_at(then)),
+            Stage::Suspending(by) | Stage::Resuming(by) => Some(by),
+            Stage::Suspended => None,
+        };
+        let link = match self.link {
+            Link::Idle => self.due_at(),
+            Link::Down(retry_at) => self.reconnects().then_some(retry_at),
+            Link::Asked(..) | Link::Connecting | Link::Gone => None,
+        };
+        let look = self.looks_at_group().then(|| now + LOOK);
+        [stage, link, look].into_iter().flatten().min()
+    }
+
+    /// Takes an event in, and tells what is to be done. Deadlines that have passed come before it, so that nothing
+    /// lets a command run that is past its own.
+    pub fn on(&mut self, event: Event, now: Moment) -> Vec<Effect> {
+        // What has ended misses no deadline.
+        if let Event::CommandEnded(change) = event {
+            self.ended = Some(change);
+        } else if event == Event::GroupGone {
+            self.group_gone = true;
+        }
+        self.expire(now);
+        match event {
+            Event::SessionLost(loss, reason) => self.session_lost(loss, reason, now),
+            Event::NotConnected(barrier, reason) => self.not_connected(barrier, reason, now),
+            Event::Connected => self.connected(now),
+            Event::Answered(answer) => self.answered(answer, now),
+            Event::CommandStopped(signal, in_foreground) => {
+                self.command_stopped(signal, in_foreground, now);
+            }
+            Event::CommandContinued => self.command_continued(now),
+            Event::CommandEnded(_) | Event::GroupGone => {}
+            Event::Signal(signal) => self.signal(signal, now),
+            Event::Woken(was_stopped) => self.woken(was_stopped, now),
+            Event::Tick => self.tick(),
+        }
+        self.expire(now);
+        self.carry_link_on(now);
+        std::mem::take(&mut self.effects)
+    }
+
+    // Deadlines
+
+    /// The lease as the last sign of the server has left it; none once the lock is lost and the command runs on.
+    fn lease(&self) -> Option<Lease> {
+        let terms = self.policy.terms?;
+        Some(Lease::new(terms, self.heard))
+    }
+
+    /// Whether the server may have given the lock to somebody else by now.
+    fn lease_is_over(&self, now: Moment) -> bool {
+        self.lease().is_some_and(|lease| lease.kill_at() <= now)
+    }
+
+    /// When to kill a command that is still frozen.
+    fn frozen_until(&self) -> Option<Moment> {
+        let lease = self.lease().map(|lease| lease.kill_at() - AHEAD);
+        lease.into_iter().chain(self.end_by).min()
+    }
+
+    /// When to kill a command that was to be killed at this moment: the lease may end earlier.
+    fn kill_at(&self, kill_at: Moment) -> Moment {
+        let lease = self.lease().map(|lease| lease.kill_at());
+        lease.into_iter().chain([kill_at]).min().unwrap_or(kill_at)
+    }
+
+    /// When to give up a group that does not die though it was killed then. Since no sign is given meanwhile, the server
+    /// frees the lock within a ttl.
+    fn given_up_at(&self, then: Moment) -> Moment {
+        then + self.policy.terms.map_or(DYING, Terms::ttl)
+    }
+
+    /// When the next question is due on a session on which nothing is asked.
+    fn due_at(&self) -> Option<Moment> {
+        match self.stage {
+            Stage::Running | Stage::Terminating(_) => {
+                let beat_at = self.lease().map(|lease| lease.beat_at());
+                beat_at.into_iter().chain(self.rename_at).min()
+            }
+            Stage::Frozen | Stage::Killed(_) | Stage::Suspended => None,
+            // At once.
+            Stage::Suspending(_) | Stage::Resuming(_) => Some(Moment::ZERO),
+        }
+    }
+
+    /// Whether a connection that was lost is to be made again.
+    fn reconnects(&self) -> bool {
+        match self.stage {
+            Stage::Running | Stage::Frozen => self.ended.is_none(),
+            Stage::Terminating(_)
+            | Stage::Killed(_)
+            | Stage::Suspending(_)
+            | Stage::Suspended
+            | Stage::Resuming(_) => false,
+        }
+    }
+
+    /// Does what is due because its time has come.
+    fn expire(&mut self, now: Moment) {
+        match self.stage {
+            Stage::Running => {
+                if let Some(lease) = self.lease()
+                    && self.ended.is_none()
+                    && lease.terminate_at() <= now
+                {
+                    self.terminate(self.silence(now), lease.kill_at());
+                    // With no grace it is to be killed at once.
+                    self.expire(now);
+                }
+            }
+            Stage::Frozen => {
+                // Continued, it might run beside another holder: a stopped command cannot end by itself.
+                if self.ended.is_none() && self.frozen_until().is_some_and(|until| until <= now) {
+                    let why = match self.end_by {
+                        Some(by) if by <= now => Why::ToldToEnd(self.silence_time(now)),
+                        Some(_) | None => self.silence(now),
+                    };
+                    self.kill(why, now);
+                }
+            }
+            Stage::Terminating(kill_at) => {
+                let is_dead = self.ended.is_some() && self.group_gone;
+                if !is_dead && self.kill_at(kill_at) <= now {
+                    self.say(Line::Overdue);
+                    self.kill_command(now);
+                }
+            }
+            Stage::Killed(_) | Stage::Suspended => {}
+            Stage::Suspending(by) => {
+                if by <= now {
+                    self.suspend();
+                }
+            }
+            Stage::Resuming(by) => {
+                if by <= now {
+                    self.kill(Why::NoAnswer, now);
+                }
+            }
+        }
+    }
+
+    fn tick(&mut self) {
+        match self.stage {
+            // Again and again: a member of the group may have been starting another.
+            Stage::Killed(_) => self.effects.push(Effect::Kill),
+            Stage::Running
+            | Stage::Frozen
+            | Stage::Terminating(_)
+            | Stage::Suspending(_)
+            | Stage::Suspended
+            | Stage::Resuming(_) => {}
+        }
+    }
+
+    // The connection
+
+    /// Does what is due on the connection, or about its absence.
+    fn carry_link_on(&mut self, now: Moment) {
+        match self.link {
+            Link::Idle => {
+                if self.due_at().is_some_and(|due_at| due_at <= now) {
+                    self.ask_what_is_due(now);
+                }
+            }
+            Link::Down(retry_at) => {
+                if self.reconnects() && retry_at <= now {
+                    self.link = Link::Connecting;
+                    self.effects.push(Effect::Connect(self.patience));
+                }
+            }
+            Link::Asked(..) | Link::Connecting | Link::Gone => {}
+        }
+    }
+
+    fn ask_what_is_due(&mut self, now: Moment) {
+        match self.stage {
+            Stage::Running | Stage::Terminating(_) => {
+                let rename = self.rename_at.take_if(|rename_at| *rename_at <= now);
+                self.ask(
+                    match rename {
+                        Some(_) => Question::Rename,
+                        None => Question::Beat,
+                    },
+                    now,
+                );
+            }
+            Stage::Suspending(_) if self.policy.terms.is_some() => self.ask(Question::Lift, now),
+            Stage::Suspending(_) => self.suspend(),
+            Stage::Resuming(_) => self.ask(Question::Check, now),
+            Stage::Frozen | Stage::Killed(_) | Stage::Suspended => {}
+        }
+    }
+
+    fn ask(&mut self, question: Question, now: Moment) {
+        self.link = Link::Asked(question, now);
+        self.effects.push(Effect::Ask(question));
+    }
+
+    /// Closes the session, if there is one, and makes no other.
+    fn disconnect(&mut self) {
+        self.link = Link::Gone;
+        self.effects.push(Effect::Disconnect);
+    }
+
+    fn session_lost(&mut self, loss: Loss, reason: String, now: Moment) {
+        self.say(Line::ConnectionLost(self.silence_time(now), reason));
+        let had_answered = self.lost_at <= self.heard;
+        self.link = Link::Gone;
+        match self.stage {
+            Stage::Running if self.ended.is_some() => {}
+            Stage::Running if self.policy.terms.is_none() => {
+                self.terminate(Why::NoLease, now + self.policy.grace);
+            }
+            Stage::Running => {
+                self.note_loss(now);
+                match loss {
+                    // It was the holder when all ended, so nobody has had the lock since, and newcomers hold off.
+                    Loss::All => {}
+                    Loss::Cut | Loss::One => {
+                        if self.policy.kill_on_loss {
+                            self.freeze();
+                        }
+                    }
+                }
+                self.link = Link::Down(self.first_retry_at(loss, had_answered, now));
+            }
+            Stage::Frozen => {
+                // The server has let a client in after the end of the session that held the lock: if it restarts now, that
+                // is not what ended that session. A pooler lets in whether or not its server is there.
+                self.ended_alone |= !self.policy.pooled;
+                self.link = Link::Down(self.next_retry_at(now));
+            }
+            Stage::Terminating(_) => match loss {
+                Loss::Cut | Loss::One => self.kill(Why::GoneAgain, now),
+                // The lease says until when nobody else has the lock.
+                Loss::All => {}
+            },
+            Stage::Killed(_) => {}
+            // It is looked for when pglock is continued.
+            Stage::Suspending(_) => {
+                self.note_loss(now);
+                self.link = Link::Down(now);
+                self.suspend();
+            }
+            Stage::Suspended => {
+                self.note_loss(now);
+                self.link = Link::Down(now);
+            }
+            Stage::Resuming(_) => self.kill(Why::GoneMeanwhile, now),
+        }
+    }
+
+    /// The session that held the lock is gone.
+    fn note_loss(&mut self, now: Moment) {
+        self.lost_at = now;
+        self.goes_down = false;
+        self.ended_alone = false;
+        self.evicted = false;
+        self.reason = None;
+    }
+
+    /// When to try again after the loss of the session that held the lock.
+    fn first_retry_at(&mut self, loss: Loss, had_answered: bool, now: Moment) -> Moment {
+        if !had_answered {
+            return self.next_retry_at(now);
+        }
+        match loss {
+            // A pooler passes on what its server has said.
+            Loss::One | Loss::All if self.policy.pooled => {
+                // In time for the answer, too.
+                let until = self.lease().map_or(now, |lease| lease.terminate_at());
+                now + POOLED_RETRY.min(until.saturating_sub(now) / 2)
+            }
+            Loss::Cut | Loss::One | Loss::All => now,
+        }
+    }
+
+    /// When to try again after the loss of a session that has answered nothing.
+    fn next_retry_at(&mut self, now: Moment) -> Moment {
+        let pause = RETRY * 2_u32.pow(self.losses.min(10));
+        self.losses += 1;
+        now + pause.min(LONGEST_RETRY)
+    }
+
+    fn not_connected(&mut self, barrier: Barrier, reason: String, now: Moment) {
+        self.reason = Some(reason);
+        if let Link::Connecting = self.link {
+            self.link = match barrier {
+                Barrier::Silence => {
+                    self.patience *= 2;
+                    Link::Down(now)
+                }
+                Barrier::NotServing
+                | Barrier::Starting
+                | Barrier::Down
+                | Barrier::Unreachable
+                | Barrier::Refused => Link::Down(now + RETRY),
+            };
+        }
+        match self.stage {
+            Stage::Frozen => {
+                let is_fresh = now <= self.lost_at + FRESH && !self.ended_alone;
+                let all_are_gone = match barrier {
+                    Barrier::NotServing => {
+                        self.goes_down |= is_fresh;
+                        false
+                    }
+                    Barrier::Starting | Barrier::Down => true,
+                    // It went down and is down: something else in the way would be a strange chance.
+                    Barrier::Unreachable => self.goes_down,
+                    Barrier::Refused | Barrier::Silence => false,
+                };
+                if all_are_gone && is_fresh {
+                    self.unfreeze();
+                }
+            }
+            Stage::Running
+            | Stage::Terminating(_)
+            | Stage::Killed(_)
+            | Stage::Suspending(_)
+            | Stage::Suspended
+            | Stage::Resuming(_) => {}
+        }
+    }
+
+    fn connected(&mut self, now: Moment) {
+        if self.link != Link::Connecting {
+            // Given up meanwhile.
+            return self.effects.push(Effect::Disconnect);
+        }
+        match self.stage {
+            Stage::Running | Stage::Frozen => {
+                self.patience = ATTEMPT;
+                self.rename_at = self.policy.rename.then_some(now);
+                self.ask(Question::Retake, now);
+            }
+            // No lock is taken for a command that ends.
+            Stage::Terminating(_) | Stage::Killed(_) => self.disconnect(),
+            // One that its user has stopped is in no hurry.
+            Stage::Suspending(_) | Stage::Suspended | Stage::Resuming(_) => {
+                self.disconnect();
+                self.link = Link::Down(now);
+            }
+        }
+    }
+
+    fn answered(&mut self, answer: Answer, now: Moment) {
+        let Link::Asked(question, sent) = self.link else {
+            return;
+        };
+        self.link = Link::Idle;
+        match answer {
+            Answer::Alive => match question {
+                Question::Beat | Question::Rename => self.renew(sent),
+                Question::Lift => self.lifted(),
+                Question::Retake
+                | Question::Age
+                | Question::Holder
+                | Question::Evict
+                | Question::Check => {}
+            },
+            Answer::Retake(retake) => self.retake_answered(retake, sent, now),
+            Answer::Age(age) => {
+                // Asked of a server that has just answered, it says what there is to know.
+                let restarted = self.was_restarted(age, sent, now).unwrap_or(false);
+                self.retaken(restarted, sent, now);
+            }
+            Answer::Holder(age) => self.holder_known(age, now),
+            Answer::Check(is_held) => self.checked(is_held, sent, now),
+        }
+    }
+
+    /// The server has answered a message sent at this moment.
+    fn renew(&mut self, sent: Moment) {
+        self.heard = self.heard.max(sent);
+        self.losses = 0;
+        if let Some(lease) = self.lease()
+            && self.policy.kill_on_loss
+        {
+            self.effects.push(Effect::Guard(Some(lease.kill_at())));
+        }
+    }
+
+    fn was_restarted(&self, age: Duration, sent: Moment, now: Moment) -> Option<bool> {
+        self.lease()?.was_restarted(age, sent, now)
+    }
+
+    /// The answer to an attempt to take the lock again, sent at this moment.
+    fn retake_answered(&mut self, retake: Retake, sent: Moment, now: Moment) {
+        match self.stage {
+            Stage::Running | Stage::Frozen => match retake {
+                Retake::Held(age) => match self.was_restarted(age, sent, now) {
+                    Some(restarted) => self.retaken(restarted, sent, now),
+                    // A pooler kept the question until the server was back.
+                    None => self.ask(Question::Age, now),
+                },
+                // Behind a pooler it is not known which backend was this one's.
+                Retake::Busy if self.evicted || self.policy.pooled => self.kill(Why::Taken, now),
+                Retake::Busy => self.ask(Question::Holder, now),
+                Retake::NotReady => {
+                    self.disconnect();
+                    self.link = Link::Down(now + RETRY);
+                }
+            },
+            Stage::Terminating(_)
+            | Stage::Killed(_)
+            | Stage::Suspending(_)
+            | Stage::Suspended
+            | Stage::Resuming(_) => self.disconnect(),
+        }
+    }
+
+    /// The lock is held again.
+    fn retaken(&mut self, restarted: bool, sent: Moment, now: Moment) {
+        let time = self.silence_time(now);
+        match self.stage {
+            Stage::Running | Stage::Frozen => {
+                self.renew(sent);
+                if self.lease_is_over(now) {
+                    self.kill(Why::RetakenLate, now);
+                } else if restarted && !self.ended_alone {
+                    self.unfreeze();
+                    self.say(Line::Restarted(time));
+                } else if self.policy.kill_on_loss {
+                    self.terminate(Why::EndedAlone(time), now + self.policy.grace);
+                } else {
+                    self.say(Line::CarryingOnRetaken(Why::EndedAlone(time)));
+                }
+            }
+            Stage::Terminating(_)
+            | Stage::Killed(_)
+            | Stage::Suspending(_)
+            | Stage::Suspended
+            | Stage::Resuming(_) => self.disconnect(),
+        }
+    }
+
+    /// Somebody holds the lock; if it is the backend of the session that is gone, which has not noticed yet, its age is
+    /// known. A backend that was there at the last sign, under the number that it had then, is that one.
+    fn holder_known(&mut self, age: Option<Duration>, now: Moment) {
+        match self.stage {
+            Stage::Running | Stage::Frozen => {
+                let is_own = age.is_some_and(|age| age > now.saturating_sub(self.heard));
+                if is_own {
+                    self.evicted = true;
+                    self.ask(Question::Evict, now);
+                } else {
+                    self.kill(Why::Taken, now);
+                }
+            }
+            Stage::Terminating(_)
+            | Stage::Killed(_)
+            | Stage::Suspending(_)
+            | Stage::Suspended
+            | Stage::Resuming(_) => self.disconnect(),
+        }
+    }
+
+    /// The lease is out of force.
+    fn lifted(&mut self) {
+        match self.stage {
+            Stage::Suspending(_) => {
+                self.effects.push(Effect::Guard(None));
+                self.suspend();
+            }
+            // It came too late to stop for; a check puts the lease in force again.
+            Stage::Resuming(_) => {}
+            Stage::Running
+            | Stage::Frozen
+            | Stage::Terminating(_)
+            | Stage::Killed(_)
+            | Stage::Suspended => {}
+        }
+    }
+
+    fn checked(&mut self, is_held: bool, sent: Moment, now: Moment) {
+        match self.stage {
+            Stage::Resuming(_) => {
+                if !is_held {
+                    return self.kill(Why::NotHeld, now);
+                }
+                self.renew(sent);
+                if self.lease_is_over(now) {
+                    return self.kill(Why::CheckedLate, now);
+                }
+                self.effects.push(Effect::WakeGuardian);
+                self.stage = Stage::Running;
+                if !self.wants_terminal {
+                    self.effects.push(Effect::Continue);
+                }
+            }
+            Stage::Running
+            | Stage::Frozen
+            | Stage::Terminating(_)
+            | Stage::Killed(_)
+            | Stage::Suspending(_)
+            | Stage::Suspended => {}
+        }
+    }
+
+    // The command
+
+    /// The command was stopped. Where there is a terminal there may be a shell that should see pglock
+    /// stopped too; elsewhere it is for whoever stopped the command to continue it.
+    fn command_stopped(&mut self, signal: Signal, in_foreground: bool, now: Moment) {
+        match self.stage {
+            // By pglock itself.
+            Stage::Frozen => {}
+            Stage::Running => {
+                self.stopped_by_user = true;
+                if !self.policy.has_terminal {
+                    return;
+                }
+                if signal.is_about_terminal() && in_foreground {
+                    // It wanted the terminal before the shell had put pglock into the foreground.
+                    self.effects.push(Effect::Continue);
+                    return;
+                }
+                self.wants_terminal = signal.is_about_terminal();
+                match self.link {
+                    Link::Idle | Link::Asked(..) => self.stage = Stage::Suspending(now + LIFT),
+                    // There is nothing to lift.
+                    Link::Connecting | Link::Down(_) | Link::Gone => self.suspend(),
+                }
+            }
+            Stage::Terminating(_)
+            | Stage::Killed(_)
+            | Stage::Suspending(_)
+            | Stage::Suspended
+            | Stage::Resuming(_) => self.stopped_by_user = true,
+        }
+    }
+
+    /// The command was continued, by whom ever.
+    fn command_continued(&mut self, now: Moment) {
+        self.stopped_by_user = false;
+        match self.stage {
+            // Nobody but pglock lets a command run whose lock may be somebody else's.
+            Stage::Frozen | Stage::Suspended | Stage::Resuming(_) => {
+                self.effects.push(Effect::Signal(Signal::STOP));
+            }
+            Stage::Suspending(_) => {
+                self.stage = match self.asked() {
+                    // The lease that it lifts has to be restored.
+                    Some(Question::Lift) => {
+                        Stage::Resuming(self.frozen_until().unwrap_or(now + LIFT))
+                    }
+                    Some(_) | None => Stage::Running,
+                };
+            }
+            Stage::Running | Stage::Terminating(_) | Stage::Killed(_) => {}
+        }
+    }
+
+    /// Passes a signal on to the command.
+    fn signal(&mut self, signal: Signal, now: Moment) {
+        if signal == Signal::CONT {
+            return self.told_to_continue();
+        }
+        match self.stage {
+            Stage::Running | Stage::Terminating(_) => {
+                self.effects.push(Effect::SignalAwake(signal));
+            }
+            Stage::Frozen => {
+                // It takes the signal when it may run again. If it may not in time, it ends all the same.
+                self.effects.push(Effect::Signal(signal));
+                if asks_to_end(signal) {
+                    self.end_by.get_or_insert(now + self.policy.grace);
+                }
+            }
+            // Not with a SIGCONT behind it.
+            Stage::Killed(_) | Stage::Suspending(_) | Stage::Suspended | Stage::Resuming(_) => {
+                self.effects.push(Effect::Signal(signal));
+            }
+        }
+    }
+
+    fn told_to_continue(&mut self) {
+        match self.stage {
+            Stage::Running | Stage::Terminating(_) => self.effects.push(Effect::Continue),
+            // Then the command continues when the lock is known to be held.
+            Stage::Frozen => self.stopped_by_user = false,
+            Stage::Killed(_) | Stage::Suspending(_) | Stage::Suspended | Stage::Resuming(_) => {}
+        }
+    }
+
+    /// pglock has been stopped, and is continued; or it could not be stopped, since no shell is there.
+    fn woken(&mut self, was_stopped: bool, now: Moment) {
+        // Where no shell is, it would stop for the same reason again and again.
+        self.wants_terminal &= !was_stopped;
+        match self.stage {
+            Stage::Suspended => match self.link {
+                Link::Idle | Link::Asked(..) => {
+                    let ttl = self.policy.terms.map(Terms::ttl);
+                    self.stage = Stage::Resuming(now + ttl.unwrap_or(RESUME));
+                }
+                Link::Connecting | Link::Down(_) if self.policy.terms.is_some() => {
+                    self.stage = Stage::Frozen;
+                    self.stopped_by_user = false;
+                }
+                Link::Gone if self.lock_is_lost => {
+                    self.stage = Stage::Running;
+                    self.effects.push(Effect::Continue);
+                }
+                Link::Connecting | Link::Down(_) | Link::Gone => self.kill(Why::GoneMeanwhile, now),
+            },
+            Stage::Running
+            | Stage::Frozen
+            | Stage::Terminating(_)
+            | Stage::Killed(_)
+            | Stage::Suspending(_)
+            | Stage::Resuming(_) => {}
+        }
+    }
+
+    // What is done
+
+    fn say(&mut self, line: Line) {
+        self.effects.push(Effect::Say(line));
+    }
+
+    fn silence_time(&self, now: Moment) -> Duration {
+        now.saturating_sub(self.heard)
+    }
+
+    fn silence(&self, now: Moment) -> Why {
+        Why::Silence(self.silence_time(now), self.reason.clone())
+    }
+
+    /// Stops the command until it is known what has become of its lock.
+    fn freeze(&mut self) {
+        self.stage = Stage::Frozen;
+        self.effects.push(Effect::Signal(Signal::STOP));
+    }
+
+    /// Lets a command run on that was frozen, unless somebody else wants it stopped.
+    fn unfreeze(&mut self) {
+        if self.stage == Stage::Frozen {
+            self.stage = Stage::Running;
+            self.end_by = None;
+            if !self.stopped_by_user {
+                self.effects.push(Effect::Signal(Signal::CONT));
+            }
+        }
+    }
+
+    /// The command must end, for the lock is lost.
+    fn terminate(&mut self, why: Why, kill_at: Moment) {
+        self.lock_is_lost = true;
+        if self.policy.kill_on_loss {
+            self.say(Line::Terminating(why));
+            self.effects.push(Effect::SignalAwake(Signal::TERM));
+            self.stage = Stage::Terminating(kill_at);
+            self.give_up_connecting();
+        } else {
+            self.carry_on_without(why);
+        }
+    }
+
+    /// The command must end at once, for somebody else may hold the lock. The session stays until it has ended: as far as
+    /// it holds the lock, nobody else shall have it before.
+    fn kill(&mut self, why: Why, now: Moment) {
+        self.lock_is_lost = true;
+        if self.policy.kill_on_loss {
+            self.say(Line::Killing(why));
+            self.kill_command(now);
+            self.give_up_connecting();
+        } else {
+            self.carry_on_without(why);
+        }
+    }
+
+    fn kill_command(&mut self, now: Moment) {
+        self.stage = Stage::Killed(now);
+        self.effects.push(Effect::Kill);
+    }
+
+    /// `--on-loss continue`.
+    fn carry_on_without(&mut self, why: Why) {
+        self.say(Line::CarryingOn(why));
+        self.policy.terms = None;
+        match self.stage {
+            Stage::Suspending(_) | Stage::Suspended | Stage::Resuming(_) => {
+                self.effects.push(Effect::Continue);
+            }
+            Stage::Running | Stage::Frozen | Stage::Terminating(_) | Stage::Killed(_) => {}
+        }
+        self.stage = Stage::Running;
+        self.disconnect();
+    }
+
+    /// No attempt is made any more; a session that there is stays.
+    fn give_up_connecting(&mut self) {
+        match self.link {
+            Link::Connecting | Link::Down(_) => self.link = Link::Gone,
+            Link::Idle | Link::Asked(..) | Link::Gone => {}
+        }
+    }
+
+    /// Stops pglock, with the rest of its group, until the shell continues it; and what of the command is not
+    /// stopped yet, for nobody is there then to stop it when the lock is lost.
+    fn suspend(&mut self) {
+        self.stage = Stage::Suspended;
+        self.effects.push(Effect::Signal(Signal::STOP));
+        self.effects.push(Effect::Suspend);
+    }
+}
+
+/// Whether a signal is meant to end a process.
+fn asks_to_end(signal: Signal) -> bool {
+    [Signal::TERM, Signal::INT, Signal::HUP, Signal::QUIT].contains(&signal)
+}
