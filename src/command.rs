@@ -67,14 +67,6 @@ impl Command {
         let _ = sys::signal_group(self.child.pid, signal);
     }
 
-    /// Passes a signal on to the command's group, stopped or not.
-    pub fn signal(&self, signal: Signal) {
-        self.send(signal);
-        if signal == Signal::TERM || signal == Signal::HUP {
-            self.send(Signal::CONT);
-        }
-    }
-
     /// Kills the command's group.
     ///
     /// # Errors

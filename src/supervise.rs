@@ -224,7 +224,10 @@ impl Supervisor<'_> {
     fn perform(&mut self, effect: Effect) -> Option<Event> {
         match effect {
             Effect::Signal(signal) => self.command.send(signal),
-            Effect::SignalAwake(signal) => self.command.signal(signal),
+            Effect::SignalAwake(signal) => {
+                self.command.send(signal);
+                self.command.send(Signal::CONT);
+            }
             Effect::Continue => self.continue_command(),
             Effect::Kill => self.kill_command(),
             Effect::Ask(question) => return self.ask(question),
@@ -283,7 +286,7 @@ impl Supervisor<'_> {
         {
             terminal.give_to(self.command.pid());
         }
-        self.command.signal(Signal::CONT);
+        self.command.send(Signal::CONT);
     }
 
     fn kill_command(&mut self) {

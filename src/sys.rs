@@ -425,6 +425,7 @@ impl fmt::Display for Signal {
             libc::SIGINT => "SIGINT",
             libc::SIGKILL => "SIGKILL",
             libc::SIGQUIT => "SIGQUIT",
+            libc::SIGSTOP => "SIGSTOP",
             libc::SIGTERM => "SIGTERM",
             libc::SIGTSTP => "SIGTSTP",
             libc::SIGUSR1 => "SIGUSR1",

@@ -190,7 +190,7 @@ pub enum Event {
 pub enum Effect {
     /// Send this signal to the command's group.
     Signal(Signal),
-    /// Send it, and have a stopped group take it.
+    /// Send it, and SIGCONT behind it.
     SignalAwake(Signal),
     /// Continue the command, in the foreground if that is where the shell has put pglock.
     Continue,
@@ -577,7 +577,9 @@ impl State {
             }
             Stage::Frozen | Stage::Killed(_) | Stage::Suspended => None,
             // At once.
-            Stage::Suspending(_) | Stage::Resuming(_) => Some(Moment::ZERO),
+            Stage::Suspending(_) | Stage::Resuming(_) => {
+                self.ended.is_none().then_some(Moment::ZERO)
+            }
         }
     }
 
@@ -885,26 +887,51 @@ impl State {
 
     /// The answer to an attempt to take the lock again, sent at this moment.
     fn retake_answered(&mut self, retake: Retake, sent: Moment, now: Moment) {
-        match self.stage {
-            Stage::Running | Stage::Frozen => match retake {
-                Retake::Held(age) => match self.was_restarted(age, sent, now) {
-                    Some(restarted) => self.retaken(restarted, sent, now),
-                    // A pooler kept the question until the server was back.
-                    None => self.ask(Question::Age, now),
-                },
-                // Behind a pooler it is not known which backend was this one's.
-                Retake::Busy if self.evicted || self.policy.pooled => self.kill(Why::Taken, now),
-                Retake::Busy => self.ask(Question::Holder, now),
-                Retake::NotReady => {
-                    self.disconnect();
-                    self.link = Link::Down(now + RETRY);
-                }
+        match (self.stage, retake) {
+            // It holds the lock until the group is gone.
+            (Stage::Terminating(_), Retake::Held(_)) => self.renew(sent),
+            (Stage::Killed(_), Retake::Held(_)) => {}
+            (Stage::Terminating(_), Retake::Busy) => self.kill(Why::Taken, now),
+            (Stage::Killed(_), Retake::Busy)
+            | (Stage::Terminating(_) | Stage::Killed(_), Retake::NotReady) => self.disconnect(),
+            (
+                Stage::Running
+                | Stage::Frozen
+                | Stage::Suspending(_)
+                | Stage::Suspended
+                | Stage::Resuming(_),
+                Retake::Held(age),
+            ) => match self.was_restarted(age, sent, now) {
+                Some(restarted) => self.retaken(restarted, sent, now),
+                // A pooler kept the question until the server was back.
+                None => self.ask(Question::Age, now),
             },
-            Stage::Terminating(_)
-            | Stage::Killed(_)
-            | Stage::Suspending(_)
-            | Stage::Suspended
-            | Stage::Resuming(_) => self.disconnect(),
+            (
+                Stage::Running
+                | Stage::Frozen
+                | Stage::Suspending(_)
+                | Stage::Suspended
+                | Stage::Resuming(_),
+                Retake::Busy,
+            ) => {
+                // Behind a pooler it is not known which backend was this one's.
+                if self.evicted || self.policy.pooled {
+                    self.kill(Why::Taken, now);
+                } else {
+                    self.ask(Question::Holder, now);
+                }
+            }
+            (
+                Stage::Running
+                | Stage::Frozen
+                | Stage::Suspending(_)
+                | Stage::Suspended
+                | Stage::Resuming(_),
+                Retake::NotReady,
+            ) => {
+                self.disconnect();
+                self.link = Link::Down(now + RETRY);
+            }
         }
     }
 
@@ -912,7 +939,11 @@ impl State {
     fn retaken(&mut self, restarted: bool, sent: Moment, now: Moment) {
         let time = self.silence_time(now);
         match self.stage {
-            Stage::Running | Stage::Frozen => {
+            Stage::Running
+            | Stage::Frozen
+            | Stage::Suspending(_)
+            | Stage::Suspended
+            | Stage::Resuming(_) => {
                 self.renew(sent);
                 if self.lease_is_over(now) {
                     self.kill(Why::RetakenLate, now);
@@ -925,11 +956,7 @@ impl State {
                     self.say(Line::CarryingOnRetaken(Why::EndedAlone(time)));
                 }
             }
-            Stage::Terminating(_)
-            | Stage::Killed(_)
-            | Stage::Suspending(_)
-            | Stage::Suspended
-            | Stage::Resuming(_) => self.disconnect(),
+            Stage::Terminating(_) | Stage::Killed(_) => {}
         }
     }
 
@@ -937,7 +964,11 @@ impl State {
     /// known. A backend that was there at the last sign, under the number that it had then, is that one.
     fn holder_known(&mut self, age: Option<Duration>, now: Moment) {
         match self.stage {
-            Stage::Running | Stage::Frozen => {
+            Stage::Running
+            | Stage::Frozen
+            | Stage::Suspending(_)
+            | Stage::Suspended
+            | Stage::Resuming(_) => {
                 let is_own = age.is_some_and(|age| age > now.saturating_sub(self.heard));
                 if is_own {
                     self.evicted = true;
@@ -946,11 +977,8 @@ impl State {
                     self.kill(Why::Taken, now);
                 }
             }
-            Stage::Terminating(_)
-            | Stage::Killed(_)
-            | Stage::Suspending(_)
-            | Stage::Suspended
-            | Stage::Resuming(_) => self.disconnect(),
+            Stage::Terminating(_) => self.kill(Why::Taken, now),
+            Stage::Killed(_) => self.disconnect(),
         }
     }
 
@@ -1057,7 +1085,13 @@ impl State {
         }
         match self.stage {
             Stage::Running | Stage::Terminating(_) => {
-                self.effects.push(Effect::SignalAwake(signal));
+                // A stopped group would take these only when it is continued.
+                let awake = [Signal::TERM, Signal::HUP].contains(&signal);
+                self.effects.push(if awake {
+                    Effect::SignalAwake(signal)
+                } else {
+                    Effect::Signal(signal)
+                });
             }
             Stage::Frozen => {
                 // It takes the signal when it may run again. If it may not in time, it ends all the same.
@@ -1208,3 +1242,6 @@ impl State {
 fn asks_to_end(signal: Signal) -> bool {
     [Signal::TERM, Signal::INT, Signal::HUP, Signal::QUIT].contains(&signal)
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,464 @@
+//! The whole matrix of stages and events, held against `matrix.txt`, and what comes of several events in a row, all
+//! with made-up clocks.
+
+use super::*;
+
+/// `ttl` 15 s, `grace` 5 s, the last sign at 100: SIGTERM at 109, SIGKILL at 114.
+const POLICY: (f64, f64) = (15.0, 5.0);
+const HEARD: f64 = 100.0;
+const NOW: f64 = 103.0;
+
+fn at(seconds: f64) -> Duration {
+    Duration::from_secs_f64(seconds)
+}
+
+fn policy(ttl: f64, grace: f64) -> Policy {
+    Policy {
+        terms: (ttl > 0.0).then(|| Terms::new(at(ttl), at(grace)).unwrap()),
+        grace: at(grace),
+        kill_on_loss: true,
+        pooled: false,
+        rename: false,
+        has_terminal: true,
+    }
+}
+
+fn state(policy: Policy) -> State {
+    State::new(policy, at(HEARD), at(HEARD))
+}
+
+fn lost(loss: Loss) -> Event {
+    Event::SessionLost(loss, "why".to_owned())
+}
+
+fn not_connected(barrier: Barrier) -> Event {
+    Event::NotConnected(barrier, "why not".to_owned())
+}
+
+/// A run whose session has just been lost so, and that is on the way back.
+fn lost_so(policy: Policy, loss: Loss, now: f64) -> State {
+    let mut state = state(policy);
+    state.on(lost(loss), at(now));
+    state
+}
+
+fn retake(retake: Retake) -> Event {
+    Event::Answered(Answer::Retake(retake))
+}
+
+/// Every stage, with a connection as it has in it.
+fn stages() -> [(&'static str, Stage); 7] {
+    [
+        ("running", Stage::Running),
+        ("frozen", Stage::Frozen),
+        ("terminating", Stage::Terminating(at(106.0))),
+        ("killed", Stage::Killed(at(102.9))),
+        ("suspending", Stage::Suspending(at(103.5))),
+        ("suspended", Stage::Suspended),
+        ("resuming", Stage::Resuming(at(110.0))),
+    ]
+}
+
+/// Every event, with the connection that it comes on.
+fn events() -> Vec<(&'static str, Link, Event)> {
+    let asked = |question| Link::Asked(question, at(NOW - 0.1));
+    vec![
+        ("nothing but time", Link::Idle, Event::Tick),
+        ("session closed without a word", Link::Idle, lost(Loss::Cut)),
+        ("session ended", Link::Idle, lost(Loss::One)),
+        ("all sessions ended", Link::Idle, lost(Loss::All)),
+        (
+            "not connected: not serving",
+            Link::Connecting,
+            not_connected(Barrier::NotServing),
+        ),
+        (
+            "not connected: starting",
+            Link::Connecting,
+            not_connected(Barrier::Starting),
+        ),
+        (
+            "not connected: down",
+            Link::Connecting,
+            not_connected(Barrier::Down),
+        ),
+        (
+            "not connected: unreachable",
+            Link::Connecting,
+            not_connected(Barrier::Unreachable),
+        ),
+        (
+            "not connected: refused",
+            Link::Connecting,
+            not_connected(Barrier::Refused),
+        ),
+        (
+            "not connected: silence",
+            Link::Connecting,
+            not_connected(Barrier::Silence),
+        ),
+        ("connected", Link::Connecting, Event::Connected),
+        ("connected, given up before", Link::Gone, Event::Connected),
+        (
+            "answer to a beat",
+            asked(Question::Beat),
+            Event::Answered(Answer::Alive),
+        ),
+        (
+            "lease lifted",
+            asked(Question::Lift),
+            Event::Answered(Answer::Alive),
+        ),
+        (
+            "retaken after a restart",
+            asked(Question::Retake),
+            retake(Retake::Held(at(1.0))),
+        ),
+        (
+            "retaken without a restart",
+            asked(Question::Retake),
+            retake(Retake::Held(at(1e6))),
+        ),
+        (
+            "retaken, long under way",
+            asked(Question::Retake),
+            retake(Retake::Held(at(2.95))),
+        ),
+        (
+            "not retaken: held",
+            asked(Question::Retake),
+            retake(Retake::Busy),
+        ),
+        (
+            "not retaken: not ready",
+            asked(Question::Retake),
+            retake(Retake::NotReady),
+        ),
+        (
+            "restarted after all",
+            asked(Question::Age),
+            Event::Answered(Answer::Age(at(1.0))),
+        ),
+        (
+            "not restarted",
+            asked(Question::Age),
+            Event::Answered(Answer::Age(at(1e6))),
+        ),
+        (
+            "held by own old backend",
+            asked(Question::Holder),
+            Event::Answered(Answer::Holder(Some(at(60.0)))),
+        ),
+        (
+            "held by a newer backend",
+            asked(Question::Holder),
+            Event::Answered(Answer::Holder(Some(at(1.0)))),
+        ),
+        (
+            "held by somebody else",
+            asked(Question::Holder),
+            Event::Answered(Answer::Holder(None)),
+        ),
+        (
+            "evicted and retaken",
+            asked(Question::Evict),
+            retake(Retake::Held(at(1e6))),
+        ),
+        (
+            "still held",
+            asked(Question::Check),
+            Event::Answered(Answer::Check(true)),
+        ),
+        (
+            "no longer held",
+            asked(Question::Check),
+            Event::Answered(Answer::Check(false)),
+        ),
+        (
+            "command stopped",
+            Link::Idle,
+            Event::CommandStopped(Signal::TSTP, false),
+        ),
+        ("command continued", Link::Idle, Event::CommandContinued),
+        (
+            "command ended",
+            Link::Idle,
+            Event::CommandEnded(Change::Exited(0)),
+        ),
+        ("its group is gone", Link::Idle, Event::GroupGone),
+        ("SIGTERM", Link::Idle, Event::Signal(Signal::TERM)),
+        ("SIGTSTP", Link::Idle, Event::Signal(Signal::TSTP)),
+        ("SIGCONT", Link::Idle, Event::Signal(Signal::CONT)),
+        ("pglock continued", Link::Idle, Event::Woken(true)),
+        (
+            "pglock continued, no session",
+            Link::Down(at(NOW)),
+            Event::Woken(true),
+        ),
+    ]
+}
+
+fn shown(effect: &Effect) -> String {
+    match effect {
+        Effect::Signal(signal) => signal.to_string(),
+        Effect::SignalAwake(signal) => format!("{signal}+CONT"),
+        Effect::Continue => "continue".to_owned(),
+        Effect::Kill => "kill".to_owned(),
+        Effect::Ask(question) => format!("ask {question:?}").to_lowercase(),
+        Effect::Connect(_) => "connect".to_owned(),
+        Effect::Disconnect => "disconnect".to_owned(),
+        Effect::Guard(Some(until)) => format!("guard until {}", until.as_secs_f64()),
+        Effect::Guard(None) => "guard for ever".to_owned(),
+        Effect::WakeGuardian => "wake guardian".to_owned(),
+        Effect::Suspend => "stop pglock".to_owned(),
+        Effect::Say(Line::ConnectionLost(..)) => "say lost".to_owned(),
+        Effect::Say(line) => format!("say {line:?}")
+            .split(['(', ' '])
+            .take(2)
+            .collect::<Vec<_>>()
+            .join(" ")
+            .to_lowercase(),
+    }
+}
+
+fn name(stage: Stage) -> String {
+    match stage {
+        Stage::Running => "running".to_owned(),
+        Stage::Frozen => "frozen".to_owned(),
+        Stage::Terminating(at) => format!("terminating until {}", at.as_secs_f64()),
+        Stage::Killed(_) => "killed".to_owned(),
+        Stage::Suspending(_) => "suspending".to_owned(),
+        Stage::Suspended => "suspended".to_owned(),
+        Stage::Resuming(at) => format!("resuming until {}", at.as_secs_f64()),
+    }
+}
+
+#[test]
+fn each_pair_of_stage_and_event_is_decided_as_the_table_says() {
+    let mut table = format!(
+        "What comes of each event in each stage. The ttl is {} s, the grace {} s; the last sign of the server was given at \
+         {HEARD}, it is {NOW}.\n",
+        POLICY.0, POLICY.1
+    );
+    for (event_name, link, event) in events() {
+        table.push_str(&format!("\n{event_name}\n"));
+        for (stage_name, stage) in stages() {
+            let mut state = state(policy(POLICY.0, POLICY.1));
+            state.stage = stage;
+            state.link = link;
+            state.lost_at = at(NOW - 0.5);
+            state.heard = at(HEARD);
+            let effects = state.on(event.clone(), at(NOW));
+            let effects: Vec<_> = effects.iter().map(shown).collect();
+            let after = match state.stage {
+                same if same == stage => String::new(),
+                other => format!(" -> {}", name(other)),
+            };
+            let over = if state.is_over(at(NOW)) {
+                " -> over"
+            } else {
+                ""
+            };
+            let line = format!("    {stage_name:12} {}{after}{over}", effects.join(", "));
+            table.push_str(line.trim_end());
+            table.push('\n');
+        }
+    }
+    let expected = include_str!("../matrix.txt");
+    assert!(table == expected, "the table is now:\n{table}");
+}
+
+#[test]
+fn one_session_that_was_ended_is_not_all_of_them() {
+    let mut state = state(policy(15.0, 5.0));
+    state.on(lost(Loss::One), at(103.0));
+    assert_eq!(state.stage, Stage::Frozen);
+    // Something is in the way: that it is down is not known.
+    for moment in [103.0, 103.1, 104.0, 105.0] {
+        state.on(not_connected(Barrier::Unreachable), at(moment));
+        assert_eq!(state.stage, Stage::Frozen);
+        state.on(Event::Tick, at(moment + 0.1));
+    }
+    state.on(Event::Tick, at(113.9));
+    assert!(matches!(state.stage, Stage::Killed(_)));
+}
+
+#[test]
+fn in_a_smart_shutdown_the_sessions_of_others_live_on() {
+    let mut state = lost_so(policy(15.0, 5.0), Loss::One, 103.0);
+    for moment in [103.0, 103.1, 104.0, 106.0] {
+        state.on(not_connected(Barrier::NotServing), at(moment));
+        assert_eq!(state.stage, Stage::Frozen);
+        state.on(Event::Tick, at(moment + 0.1));
+    }
+    // Long after: who came next may have been ended only now.
+    state.on(not_connected(Barrier::Unreachable), at(106.5));
+    assert_eq!(state.stage, Stage::Frozen);
+}
+
+#[test]
+fn a_server_that_goes_down_and_is_down_lets_the_command_run_to_its_deadline() {
+    let mut state = lost_so(policy(15.0, 5.0), Loss::One, 103.0);
+    state.on(not_connected(Barrier::NotServing), at(103.0));
+    state.on(Event::Tick, at(103.1));
+    let effects = state.on(not_connected(Barrier::Unreachable), at(103.2));
+    assert!(effects.contains(&Effect::Signal(Signal::CONT)));
+    assert_eq!(state.stage, Stage::Running);
+    let effects = state.on(Event::Tick, at(109.0));
+    assert!(effects.contains(&Effect::SignalAwake(Signal::TERM)));
+    assert_eq!(state.stage, Stage::Terminating(at(114.0)));
+}
+
+#[test]
+fn a_restart_after_the_server_has_served_again_is_no_excuse() {
+    let mut state = lost_so(policy(15.0, 5.0), Loss::One, 103.0);
+    state.on(Event::Connected, at(103.0));
+    // It let us in, so the session before was ended alone; then it crashes.
+    state.on(lost(Loss::All), at(103.1));
+    assert_eq!(state.stage, Stage::Frozen);
+    state.on(not_connected(Barrier::Starting), at(103.2));
+    assert_eq!(state.stage, Stage::Frozen);
+    state.on(Event::Tick, at(103.4));
+    state.on(Event::Connected, at(103.5));
+    state.on(retake(Retake::Held(at(0.2))), at(103.6));
+    assert!(matches!(state.stage, Stage::Terminating(_)));
+}
+
+#[test]
+fn a_session_that_ends_in_the_grace_ends_the_command() {
+    let mut state = lost_so(policy(60.0, 30.0), Loss::One, 103.0);
+    state.on(Event::Connected, at(103.0));
+    state.on(retake(Retake::Held(at(1e6))), at(103.1));
+    assert_eq!(state.stage, Stage::Terminating(at(133.1)));
+    let effects = state.on(lost(Loss::One), at(105.0));
+    assert!(effects.contains(&Effect::Kill));
+}
+
+#[test]
+fn who_is_killed_keeps_the_session_until_the_group_is_gone_or_the_lease_over() {
+    let mut state = state(policy(15.0, 5.0));
+    let effects = state.on(Event::Tick, at(109.0));
+    assert!(!effects.contains(&Effect::Disconnect));
+    let effects = state.on(Event::Tick, at(114.0));
+    assert!(effects.contains(&Effect::Kill) && !effects.contains(&Effect::Disconnect));
+    state.on(Event::CommandEnded(Change::Killed(Signal::KILL)), at(114.1));
+    assert!(!state.is_over(at(114.1)));
+    assert!(state.is_over(at(129.1)));
+    state.on(Event::GroupGone, at(114.2));
+    assert!(state.is_over(at(114.2)));
+}
+
+#[test]
+fn an_answer_counts_from_when_its_question_was_sent() {
+    let mut state = state(policy(15.0, 5.0));
+    state.on(Event::Tick, at(105.0));
+    assert_eq!(state.asked(), Some(Question::Beat));
+    let effects = state.on(Event::Answered(Answer::Alive), at(108.0));
+    assert_eq!(effects, [Effect::Guard(Some(at(119.0)))]);
+    assert_eq!(state.next_deadline(at(108.0)), Some(at(110.0)));
+}
+
+#[test]
+fn an_overtaken_answer_does_not_shorten_the_lease() {
+    let mut state = state(policy(15.0, 5.0));
+    state.heard = at(110.0);
+    state.link = Link::Asked(Question::Beat, at(105.0));
+    state.on(Event::Answered(Answer::Alive), at(111.0));
+    assert_eq!(state.heard, at(110.0));
+}
+
+#[test]
+fn without_grace_the_command_is_killed_when_it_would_be_told() {
+    let mut state = state(policy(3.0, 0.0));
+    let effects = state.on(Event::Tick, at(102.0));
+    assert!(effects.contains(&Effect::Kill));
+}
+
+#[test]
+fn a_command_that_has_ended_in_time_was_not_late() {
+    let mut state = state(policy(15.0, 5.0));
+    // pglock itself was frozen meanwhile.
+    state.on(Event::CommandEnded(Change::Exited(3)), at(200.0));
+    assert!(state.is_over(at(200.0)) && !state.lock_is_lost());
+}
+
+#[test]
+fn a_frozen_command_that_is_told_to_end_does_not_outlive_its_grace() {
+    let mut state = lost_so(policy(3600.0, 5.0), Loss::Cut, 103.0);
+    let effects = state.on(Event::Signal(Signal::TERM), at(104.0));
+    assert_eq!(effects, [Effect::Signal(Signal::TERM)]);
+    state.on(Event::Tick, at(108.9));
+    assert_eq!(state.stage, Stage::Frozen);
+    state.on(Event::Tick, at(109.0));
+    assert!(matches!(state.stage, Stage::Killed(_)));
+}
+
+#[test]
+fn a_frozen_command_that_somebody_continues_is_stopped_again() {
+    let mut state = lost_so(policy(15.0, 5.0), Loss::Cut, 103.0);
+    let effects = state.on(Event::CommandContinued, at(103.5));
+    assert_eq!(effects, [Effect::Signal(Signal::STOP)]);
+}
+
+#[test]
+fn a_server_that_lets_in_and_closes_is_left_alone_for_longer_and_longer() {
+    let mut state = lost_so(policy(60.0, 5.0), Loss::Cut, 103.0);
+    let mut now = 103.0;
+    let mut attempts = 0;
+    while now < 113.0 {
+        if state.link == Link::Connecting {
+            attempts += 1;
+            state.on(Event::Connected, at(now));
+            state.on(lost(Loss::Cut), at(now));
+        }
+        now += 0.01;
+        state.on(Event::Tick, at(now));
+    }
+    assert!((10..20).contains(&attempts), "{attempts}");
+}
+
+#[test]
+fn a_pooler_whose_server_has_gone_is_left_alone_for_a_while() {
+    let pooled = Policy {
+        pooled: true,
+        ..policy(15.0, 5.0)
+    };
+    let state = lost_so(pooled, Loss::One, 101.0);
+    assert_eq!(state.link, Link::Down(at(105.0)));
+    // Half of what is left to the deadline, where that is less.
+    let state = lost_so(pooled, Loss::One, 105.0);
+    assert_eq!(state.link, Link::Down(at(107.0)));
+    // It was only its own connection that was cut.
+    let state = lost_so(pooled, Loss::Cut, 101.0);
+    assert_eq!(state.link, Link::Connecting);
+}
+
+#[test]
+fn without_a_lease_the_end_of_the_session_is_the_end() {
+    let mut state = state(policy(0.0, 5.0));
+    state.on(lost(Loss::All), at(103.0));
+    assert_eq!(state.stage, Stage::Terminating(at(108.0)));
+}
+
+#[test]
+fn on_loss_continue_stops_nothing() {
+    let continues = Policy {
+        kill_on_loss: false,
+        ..policy(15.0, 5.0)
+    };
+    for (name, event) in [("one", lost(Loss::One)), ("all", lost(Loss::All))] {
+        let mut state = state(continues);
+        let mut effects = state.on(event, at(103.0));
+        effects.extend(state.on(Event::Connected, at(103.1)));
+        effects.extend(state.on(retake(Retake::Held(at(1e6))), at(103.2)));
+        effects.extend(state.on(Event::Tick, at(112.2)));
+        assert!(
+            !effects.iter().any(|effect| matches!(
+                effect,
+                Effect::Signal(_) | Effect::SignalAwake(_) | Effect::Kill | Effect::Guard(Some(_))
+            )),
+            "{name}: {effects:?}"
+        );
+        assert_eq!(state.stage, Stage::Running);
+    }
+}
