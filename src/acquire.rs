@@ -15,6 +15,7 @@ use crate::lock::{self, Caution, Claim, Lock, TURN, Verdict};
 use crate::log::{self, Log};
 use crate::pq::{Conninfo, Error, Outcome};
 use crate::resolve::{self, resolve};
+use crate::retry::{self, Again};
 use crate::session::{Event, Session};
 use crate::settings::{Hold, Settings};
 use crate::status;
@@ -27,6 +28,9 @@ const POOLED_PAUSE: Duration = Duration::from_millis(500);
 const UNDER_WAY: Duration = Duration::from_secs(1);
 /// The first and the longest pause before a server is tried again that is down, starting or full.
 const RETRY: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(1)];
+
+/// What failed if the lock could not be asked for.
+const LOCK_CALL: &str = "the lock call failed";
 
 /// A lock that is held, and what holds it.
 pub struct Held {
@@ -93,7 +97,7 @@ pub fn status(
         let sql = status::sql(session.connection(), claim);
         let outcomes = attempt.exchange(&mut session, &sql, Duration::ZERO, false)?;
         match outcomes.last() {
-            Some(Outcome::Failed(error)) => Err(failed(error).into()),
+            Some(Outcome::Failed(error)) => Err(refused("the server could not be asked", error)),
             _ if status::is_standby(&outcomes) => Err(standby()),
             _ => Ok(outcomes),
         }
@@ -104,17 +108,6 @@ pub fn status(
 struct Trouble {
     message: String,
     again: Again,
-}
-
-/// Whether a host is worth another attempt.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Again {
-    /// It would refuse again.
-    Never,
-    /// It is down, or not the primary: by the time that a waiter has, it may be back.
-    IfWaiting,
-    /// It is starting, or full: it will take connections in a moment.
-    Soon,
 }
 
 /// Why there is no lock from one host.
@@ -348,10 +341,7 @@ impl<'a> Attempt<'a> {
                 message: self.reason.clone().unwrap_or(late),
                 again: Again::IfWaiting,
             }),
-            Interrupt::Failed(error) => Failure::Host(Trouble {
-                again: again(&error),
-                message: format!("could not connect: {error}{}", advice(&error)),
-            }),
+            Interrupt::Failed(error) => refused("could not connect", &error),
         })
     }
 
@@ -395,12 +385,7 @@ impl<'a> Attempt<'a> {
                 }
                 Verdict::Standby => return Err(standby()),
                 Verdict::Refused(error) if self.does_without(&error) => {}
-                Verdict::Refused(error) => {
-                    return Err(Failure::Host(Trouble {
-                        again: again(&error),
-                        message: format!("the lock call failed: {error}{}", advice(&error)),
-                    }));
-                }
+                Verdict::Refused(error) => return Err(refused(LOCK_CALL, &error)),
             }
         }
     }
@@ -446,7 +431,7 @@ impl<'a> Attempt<'a> {
         }
     }
 
-    /// Asks for the lock. Returns what the server said.
+    /// Asks for the lock. Returns what the server said. An answer that is none, or a lie, is not asked for again.
     fn ask(
         &mut self,
         session: &mut Session,
@@ -454,7 +439,12 @@ impl<'a> Attempt<'a> {
         turn: Duration,
     ) -> Result<Verdict, Failure> {
         let outcomes = self.call(session, sql, turn)?;
-        Ok(lock::verdict(&outcomes, self.claim.shared))
+        match lock::verdict(&outcomes, self.claim.shared) {
+            Verdict::Refused(judged) if !matches!(outcomes.last(), Some(Outcome::Failed(_))) => {
+                Err(failed(format_args!("{LOCK_CALL}: {judged}")).into())
+            }
+            verdict => Ok(verdict),
+        }
     }
 
     /// Sends a query that has to do with the lock, and waits for its answer.
@@ -476,22 +466,16 @@ impl<'a> Attempt<'a> {
         turn: Duration,
         guarded: bool,
     ) -> Result<Vec<Outcome>, Failure> {
-        let in_transaction = self.hold == Hold::Transaction;
         let lost = |error: Error| {
-            Failure::Host(match error.sqlstate.as_deref() {
-                // protocol_violation, PgBouncer's word for it.
-                Some("08P01") if in_transaction => Trouble {
-                    again: Again::Never,
-                    message: format!(
-                        "the pooler in between does not let a transaction stay open, so no lock can be held \
-                         through it; it would have to be in transaction or session mode: {error}"
-                    ),
-                },
-                _ => Trouble {
-                    again: again(&error),
-                    message: format!("the connection was lost before the server answered: {error}"),
-                },
-            })
+            if retry::is_statement_mode(&error) {
+                refused(
+                    "the pooler in between does not let a transaction stay open, so no lock can be held \
+                     through it; it would have to be in transaction or session mode",
+                    &error,
+                )
+            } else {
+                refused("the connection was lost before the server answered", &error)
+            }
         };
         if guarded {
             self.sent = sys::now();
@@ -518,7 +502,10 @@ impl<'a> Attempt<'a> {
         let deadline = self.answer_by(asked, turn);
         loop {
             match drive(session, self.signals, deadline) {
-                Ok(Event::Answered(outcomes)) => return Ok(outcomes),
+                Ok(Event::Answered(outcomes)) => {
+                    self.reason = None;
+                    return Ok(outcomes);
+                }
                 Ok(Event::Connected) => {}
                 Err(Interrupt::Signal(signal)) => {
                     self.withdraw(session);
@@ -527,11 +514,15 @@ impl<'a> Attempt<'a> {
                 Err(Interrupt::Late) => {
                     // It may be at it yet, with the lock held: without a client it would only notice in the end.
                     drive::cancel(session);
+                    let late = format!(
+                        "no answer from the server within {} s",
+                        tenths(deadline.unwrap_or(asked).saturating_sub(asked))
+                    );
+                    let waits = matches!(self.config.wait, Wait::Seconds(_));
+                    let is_over = waits && left(self.until) == Some(Duration::ZERO);
+                    let reason = self.reason.clone().filter(|_| is_over);
                     return Err(Failure::Host(Trouble {
-                        message: format!(
-                            "no answer from the server within {} s",
-                            tenths(deadline.unwrap_or(asked).saturating_sub(asked))
-                        ),
+                        message: reason.unwrap_or(late),
                         again: Again::IfWaiting,
                     }));
                 }
@@ -583,7 +574,9 @@ impl<'a> Attempt<'a> {
             let outcomes = self.call(session, &sql, Duration::ZERO)?;
             match outcomes.last() {
                 Some(Outcome::Failed(error)) if self.does_without(error) => continue,
-                Some(Outcome::Failed(error)) => return Err(failed(error).into()),
+                Some(Outcome::Failed(error)) => {
+                    return Err(refused("the server could not be asked for its age", error));
+                }
                 _ => {}
             }
             let time = lock::hold_off(&outcomes).ok_or_else(|| {
@@ -624,10 +617,7 @@ impl<'a> Attempt<'a> {
                 }
                 Err(Interrupt::Signal(signal)) => return Err(Stop::Signal(signal).into()),
                 Err(Interrupt::Failed(error)) => {
-                    return Err(Failure::Host(Trouble {
-                        message: format!("the connection was lost while holding off: {error}"),
-                        again: Again::IfWaiting,
-                    }));
+                    return Err(refused("the connection was lost while holding off", &error));
                 }
             }
         }
@@ -644,7 +634,11 @@ impl<'a> Attempt<'a> {
         // The wait may be over: the lock is held already.
         let taken = self.connect(settings, 1, None).and_then(|mut other| {
             let outcomes = self.exchange(&mut other, &Claim::token_sql(), Duration::ZERO, false)?;
-            lock::token(&outcomes).ok_or_else(|| failed("the server gave no fencing token").into())
+            match outcomes.last() {
+                Some(Outcome::Failed(error)) => Err(refused("the server refused it", error)),
+                _ => lock::token(&outcomes)
+                    .ok_or_else(|| failed("the server gave no fencing token").into()),
+            }
         });
         taken.map_err(|failure| {
             drive::release(session, lock, self.signals, || ());
@@ -736,32 +730,12 @@ fn tenths(time: Duration) -> f64 {
     (time.as_secs_f64() * 10.0).round() / 10.0
 }
 
-/// Whether an attempt that failed so is worth another.
-fn again(error: &Error) -> Again {
-    // The states are listed in PostgreSQL's appendix "Error Codes".
-    match error.sqlstate.as_deref() {
-        // cannot_connect_now: starting or shutting down; too_many_connections, also by a role's limit.
-        Some("57P03" | "53300") => Again::Soon,
-        // PgBouncer's word for its own limit, which has no state of its own.
-        Some(_) if error.message.contains("no more connections allowed") => Again::Soon,
-        // admin_shutdown, crash_shutdown; the two timeouts of the lease, for a waiter that was stopped.
-        Some("57P01" | "57P02" | "57P05" | "25P03") => Again::IfWaiting,
-        // lock_not_available: the end of a turn, which is fatal under a role's exit_on_error.
-        Some("55P03") => Again::IfWaiting,
-        Some(_) => Again::Never,
-        // libpq itself: nobody answered, or the server closed the connection. What is left then are
-        // failures of TLS and of authentication on the client's side.
-        // EAGAIN: more clients knock at the server's Unix socket than it has let in yet.
-        None if error.message.contains("Resource temporarily unavailable") => Again::Soon,
-        None if !error.reached || was_cut(&error.message) => Again::IfWaiting,
-        // Not what target_session_attrs wants of it; the next moment it may be.
-        None if error.message.ends_with("read-only")
-            || error.message.ends_with("hot standby mode") =>
-        {
-            Again::IfWaiting
-        }
-        None => Again::Never,
-    }
+/// That something failed at one host, in the words of the server, the pooler or libpq.
+fn refused(what: &str, error: &Error) -> Failure {
+    Failure::Host(Trouble {
+        message: format!("{what}: {error}{}", advice(error)),
+        again: retry::again(error),
+    })
 }
 
 /// What to do about it, where libpq's words do not say.
@@ -776,16 +750,6 @@ fn advice(error: &Error) -> &'static str {
     } else {
         ""
     }
-}
-
-/// Whether libpq, which has no codes of its own, says that the connection ended under it.
-fn was_cut(message: &str) -> bool {
-    const WORDS: [&str; 3] = [
-        "closed the connection",
-        "could not receive data from server",
-        "could not send data to server",
-    ];
-    WORDS.iter().any(|words| message.contains(words))
 }
 
 /// A random time between half of this one and one and a half of it, so that those who were turned away

@@ -15,6 +15,7 @@ mod lock;
 mod log;
 mod pq;
 mod resolve;
+mod retry;
 mod session;
 mod settings;
 mod status;

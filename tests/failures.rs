@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 
+use crate::support::net::{READY, error};
 use crate::support::*;
 
 /// Both end: without waiting at once, with it when the time is over, for a server that is away may come back.
@@ -432,6 +433,128 @@ fn a_server_that_refuses() {
         &["too many connections for role \"limited\""],
     );
     trials.assert_failed();
+}
+
+#[test]
+fn what_no_patience_helps_against() {
+    let server = Server::builder()
+        .tcp()
+        .hba("host all locked 127.0.0.1/32 scram-sha-256")
+        .start();
+    server.psql("create role locked login password 'right'");
+    let at = || Pglock::at(server.port());
+    let mut trials = Trials::default();
+    let locked = at().flags(["--user", "locked"]);
+    let wrong = locked.clone().env("PGLOCK_PASS", "wrong");
+    trials.start(
+        "a wrong password",
+        wrong,
+        &ALL,
+        &["password authentication failed"],
+    );
+    trials.start("no password", locked, &ALL, &["no password supplied"]);
+    let encrypted = at().flags(["--sslmode", "require"]);
+    trials.start("no TLS", encrypted, &ALL, &["does not support SSL"]);
+    let bound = at().env("PGCHANNELBINDING", "require");
+    trials.start("no channel to bind to", bound, &ALL, &["channel binding"]);
+    let unknown = at().env("PGCHANNELBINDING", "nonsense");
+    trials.start(
+        "a setting",
+        unknown,
+        &ALL,
+        &["invalid channel_binding value"],
+    );
+    let deep = Pglock::new()
+        .env("PGLOCK_HOST", format!("/{}", "d".repeat(108)))
+        .env("PGLOCK_USER", "u");
+    trials.start("a long path", deep, &ALL, &["socket path", "is too long"]);
+    trials.assert_failed();
+}
+
+#[test]
+fn a_lock_call_that_fails_for_something_that_passes_is_made_again() {
+    let server = Server::new();
+    let passing = [
+        ("40001", "could not serialize access"),
+        ("40P01", "deadlock detected"),
+        ("53200", "out of shared memory"),
+        ("57014", "canceling statement due to user request"),
+        ("XX000", "something unheard of"),
+        ("", "no state at all"),
+    ];
+    for (state, text) in passing {
+        let said = What::Say([&error("ERROR", state, text), READY].concat());
+        let proxy = Proxy::new(&server);
+        proxy.trap(When::Request(2), said.clone());
+        let pglock = Pglock::at(proxy.port()).flags(["--lockname", text]);
+        let patient = pglock.clone().flags(["--wait", "60"]);
+        let run = patient.command(["echo", "at last"]).spawn();
+        run.wait_for_line(&format!("{text}; trying again"));
+        // Who does not wait is told.
+        let hasty = pglock.command(["true"]).run();
+        hasty.assert_failed(&["the lock call failed", text]);
+        proxy.disarm();
+        run.wait().assert_status(0).assert_stdout("at last\n");
+    }
+    // What does not pass is not.
+    let proxy = Proxy::new(&server);
+    let final_one = error("ERROR", "42501", "permission denied");
+    proxy.trap(When::Request(2), What::Say([&final_one, READY].concat()));
+    let pglock = Pglock::at(proxy.port());
+    let mut trials = Trials::default();
+    trials.start("no privilege", pglock, &ALL, &["permission denied"]);
+    trials.assert_failed();
+}
+
+#[test]
+fn a_waiter_whose_statement_an_administrator_cancels_waits_on() {
+    let server = Server::new();
+    let mut session = server.session();
+    session.hold(1);
+    let waiter = Pglock::on(&server)
+        .flag("--block")
+        .command(["echo", "at last"])
+        .spawn();
+    // Again and again, for a cancel may meet it between two turns.
+    eventually("it was cancelled", PATIENCE, || {
+        server.psql(
+            "select pg_cancel_backend(pid) from pg_locks
+             where locktype = 'advisory' and not granted",
+        );
+        waiter.stderr().contains("trying again").then_some(())
+    });
+    session.release(1);
+    waiter.wait().assert_status(0).assert_stdout("at last\n");
+}
+
+#[test]
+fn a_server_that_cannot_be_asked_for_its_age_is_asked_again() {
+    let server = Server::new();
+    server.restart(Stop::Fast);
+    let proxy = Proxy::new(&server);
+    let said = [&error("ERROR", "53200", "out of memory"), READY].concat();
+    proxy.trap(When::Request(3), What::Say(said));
+    let run = Pglock::at(proxy.port())
+        .flags(["--wait", "60", "--ttl", "4", "--grace", "0"])
+        .command(["echo", "at last"])
+        .spawn();
+    run.wait_for_line("out of memory; trying again");
+    proxy.disarm();
+    run.wait().assert_status(0).assert_stdout("at last\n");
+}
+
+#[test]
+fn a_status_that_fails_for_something_that_passes_is_asked_for_again() {
+    let server = Server::new();
+    let proxy = Proxy::new(&server);
+    let said = [&error("ERROR", "53200", "out of memory"), READY].concat();
+    proxy.trap(When::Request(2), What::Say(said));
+    let pglock = Pglock::at(proxy.port()).flag("--status");
+    pglock.run().assert_failed(&["out of memory"]);
+    let run = pglock.flags(["--wait", "60"]).spawn();
+    run.wait_for_line("out of memory; trying again");
+    proxy.disarm();
+    run.wait().assert_status(0).assert_stdout("free\n");
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 
+use crate::support::net::{READY, error};
 use crate::support::pgbouncer::Pgbouncer;
 use crate::support::wait::within;
 use crate::support::*;
@@ -614,6 +615,299 @@ fn a_server_that_is_down_behind_the_pooler_is_waited_for() {
     failed.assert_failed(&[]);
     server.start();
     patient.wait().assert_status(0).assert_stdout("at last\n");
+}
+
+/// The shortest that a pool's connections may be away for without a word, and that a new holder holds off for.
+const SHORT: [&str; 4] = ["--ttl", "3", "--grace", "0"];
+
+#[test]
+fn a_server_that_has_been_down_for_a_while_behind_the_pooler_is_waited_for() {
+    let server = Server::new();
+    // With its default for how long it does not try again what has failed.
+    let pooler = Pgbouncer::new(&server, "transaction", 5, &[]);
+    let pglock = pooler.pglock().flags(SHORT);
+    assert_runs(&pglock, &[]);
+    server.stop(Stop::Fast);
+    // The first to come after that queues for the connection that cannot be made; the others are turned away.
+    let first = pglock.clone().flags(["--connect-timeout", "2"]);
+    first.command(["true"]).run().assert_failed(&[]);
+    let turned_away = "server login has been failing, try again later";
+    let hasty = pglock.clone().command(["true"]).run();
+    hasty.assert_failed(&[turned_away]);
+    let late = pglock
+        .clone()
+        .flags(["--wait", "2"])
+        .command(["true"])
+        .run();
+    late.assert_failed(&[turned_away]);
+    let start = |flags: &[&str]| {
+        let patient = pglock.clone().flags(flags);
+        patient.command(["echo", "at last"]).spawn()
+    };
+    let patient = [start(&["--wait", "90"]), start(&["--block"])];
+    for run in &patient {
+        run.wait_for_line("trying again");
+    }
+    server.start();
+    for run in patient {
+        let output = run.wait_within(Duration::from_secs(90));
+        output.assert_status(0).assert_stdout("at last\n");
+        // It is said once, not at each attempt.
+        let said = output.stderr().matches("trying again").count();
+        assert_eq!(said, 1, "{}", output.report());
+    }
+}
+
+/// A pooler with one connection, for which nobody queues for longer than a second.
+fn tight(server: &Server) -> Pgbouncer {
+    Pgbouncer::new(server, "transaction", 1, &["query_wait_timeout = 1"])
+}
+
+const QUEUED: &str = "query_wait_timeout";
+
+#[test]
+fn a_pool_that_is_full_is_waited_for() {
+    let server = Server::new();
+    let pooler = tight(&server);
+    let start = |flags: &[&str]| {
+        let pglock = pooler.pglock().flags(flags);
+        pglock.command(["echo", "at last"]).spawn()
+    };
+    // One that has waited before, and then finds the pool full.
+    let mut session = server.session();
+    session.hold(1);
+    let old = start(&["--block"]);
+    old.wait_for_line("Obtaining lock");
+    eventually("it is in a pause", PATIENCE, || {
+        backends(&server).contains("|idle|").then_some(())
+    });
+    let mut application = pooler.session();
+    application.exec("begin; select 1");
+    old.wait_for_line(&format!("{QUEUED}; trying again"));
+    // New ones.
+    let new = start(&["--wait", "60", "--lockid", "2"]);
+    new.wait_for_line(&format!("{QUEUED}; trying again"));
+    for flags in [&["--lockid", "3"][..], &["--lockid", "3", "--wait", "3"]] {
+        let output = start(flags).wait();
+        output.assert_failed(&[QUEUED]);
+        let said = output.stderr();
+        assert!(!said.contains("transaction stay open"), "{said}");
+    }
+    application.exec("commit");
+    new.wait().assert_status(0).assert_stdout("at last\n");
+    session.release(1);
+    old.wait().assert_status(0).assert_stdout("at last\n");
+}
+
+#[test]
+fn a_token_is_waited_for_where_the_pool_is_full() {
+    let server = Server::new();
+    let pooler = tight(&server);
+    let pglock = pooler.pglock().flag("--fence");
+    let hasty = pglock.clone().command(["true"]).run();
+    hasty.assert_failed(&["no fencing token", "a second connection", QUEUED]);
+    let patient = pglock.flag("--block").command(["echo", "at last"]).spawn();
+    patient.wait_for_line(&format!("{QUEUED}; trying again"));
+    pooler.admin("set default_pool_size = 2");
+    patient.wait().assert_status(0).assert_stdout("at last\n");
+}
+
+#[test]
+fn a_pooler_that_is_paused_or_lets_nobody_in_is_waited_for() {
+    let server = Server::new();
+    let pooler = tight(&server);
+    assert_runs(&pooler.pglock(), &[]);
+    for (close, open, words) in [
+        ("pause", "resume", QUEUED),
+        (
+            "disable postgres",
+            "enable postgres",
+            "database \"postgres\" is disabled",
+        ),
+    ] {
+        pooler.admin(close);
+        let start = |flags: &[&str]| {
+            let pglock = pooler.pglock().flags(flags);
+            pglock.command(["echo", "at last"]).spawn()
+        };
+        start(&[]).wait().assert_failed(&[words]);
+        let patient = [start(&["--wait", "60"]), start(&["--block"])];
+        for run in &patient {
+            run.wait_for_line(&format!("{words}; trying again"));
+        }
+        pooler.admin(open);
+        for run in patient {
+            run.wait().assert_status(0).assert_stdout("at last\n");
+        }
+    }
+}
+
+#[test]
+fn a_pooler_that_is_restarted_is_waited_for() {
+    let server = Server::new();
+    let mut pooler = Pgbouncer::new(&server, "transaction", 5, &[]);
+    let mut session = server.session();
+    session.hold(1);
+    let start = |pooler: &Pgbouncer, flags: &[&str]| {
+        let pglock = pooler.pglock().flags(flags);
+        pglock.command(["echo", "at last"]).spawn()
+    };
+    let old = start(&pooler, &["--wait", "60"]);
+    old.wait_for_line("Obtaining lock");
+    pooler.stop();
+    let new = start(&pooler, &["--block", "--lockid", "2"]);
+    for run in [&old, &new] {
+        run.wait_for_line("trying again");
+    }
+    pooler.start();
+    new.wait().assert_status(0).assert_stdout("at last\n");
+    session.release(1);
+    old.wait().assert_status(0).assert_stdout("at last\n");
+}
+
+#[test]
+fn what_no_patience_helps_against_behind_a_pooler() {
+    let server = Server::new();
+    let scratch = Scratch::new();
+    let users = scratch.file("users", 0o644, "\"postgres\" \"right\"\n");
+    let users = format!("auth_file = {}", users.display());
+    let pooler = Pgbouncer::new(&server, "transaction", 5, &[]);
+    let locked = Pgbouncer::new(&server, "transaction", 5, &["auth_type = plain", &users]);
+    for (place, flags) in [&[][..], &["--wait", "30"], &["--block"]]
+        .iter()
+        .enumerate()
+    {
+        // A database of its own for each: the pooler tells its server's words only to the first who asks for one.
+        let nowhere = format!("nowhere{place}");
+        let wrong = locked.pglock().env("PGLOCK_PASS", "wrong");
+        for (pglock, words) in [
+            (wrong, "password authentication failed"),
+            (
+                pooler.pglock().env("PGLOCK_DATABASE", &nowhere),
+                "does not exist",
+            ),
+            (
+                pooler.pglock().env("PGLOCK_USER", "nobody"),
+                "authentication failed",
+            ),
+            (
+                pooler.pglock().env("PGOPTIONS", "-c geqo=off"),
+                "unsupported startup parameter",
+            ),
+        ] {
+            let output = pglock.flags(*flags).command(["true"]).run();
+            output.assert_failed(&[words]);
+            assert!(
+                output.elapsed < Duration::from_secs(10),
+                "{}",
+                output.report()
+            );
+        }
+    }
+}
+
+#[test]
+fn other_poolers_that_are_full_or_have_no_server_are_tried_again() {
+    let server = Server::new();
+    let fatal = |state: &str, text: &str| (error("FATAL", state, text), text.to_owned());
+    let started = [
+        // Supavisor, older and newer.
+        fatal("XX000", "Max client connections reached"),
+        fatal(
+            "XX000",
+            "(EMAXCONNSESSION) max clients reached in session mode - max clients are limited to pool_size: 15",
+        ),
+        // Odyssey.
+        fatal(
+            "53300",
+            "odyssey: c1: too many tcp connections (global client_max 1)",
+        ),
+        fatal(
+            "08006",
+            "odyssey: c1: failed to get remote server connection",
+        ),
+        fatal("53200", "odyssey: c1: soft out of memory"),
+        // RDS Proxy.
+        fatal(
+            "08000",
+            "The maximum number of client connections to the proxy exceeded 1.",
+        ),
+        // PgBouncer, newer than the one above.
+        fatal(
+            "08P01",
+            "server login has been failing, cached error: connect failed (server_login_retry)",
+        ),
+        fatal(
+            "08P01",
+            "client connections exceeded (max_user_client_connections)",
+        ),
+        fatal("57P01", "the pooler is shutting down"),
+        fatal("", "the pool has no room, and no word for it"),
+    ];
+    let asked = [
+        fatal(
+            "XX000",
+            "Unable to check out process from the pool due to timeout",
+        ),
+        fatal(
+            "08006",
+            "odyssey: c1: failed to get remote server connection",
+        ),
+        fatal("08000", "Timed-out waiting to acquire database connection."),
+    ];
+    // pgcat answers, and stays.
+    let text = "could not get connection from the pool - AllServersDown";
+    let pgcat = [&error("FATAL", "58000", text), READY].concat();
+    let asked = asked.into_iter().chain([(pgcat, text.to_owned())]);
+    let trials = started.into_iter().map(|said| (1, said));
+    thread::scope(|scope| {
+        for (request, (said, words)) in trials.chain(asked.map(|said| (2, said))) {
+            let server = &server;
+            scope.spawn(move || {
+                let proxy = Proxy::new(server);
+                proxy.trap(When::Request(request), What::Say(said));
+                let pglock = Pglock::at(proxy.port()).flags(["--lockname", &words]);
+                let hasty = pglock.clone().flags(["--connect-timeout", "1"]);
+                hasty.command(["true"]).run().assert_failed(&[&words]);
+                let patient = pglock.flags(["--wait", "60"]);
+                let run = patient.command(["echo", "at last"]).spawn();
+                run.wait_for_line(&format!("{words}; trying again"));
+                proxy.disarm();
+                run.wait().assert_status(0).assert_stdout("at last\n");
+            });
+        }
+    });
+}
+
+#[test]
+fn other_poolers_that_refuse_for_good_are_not() {
+    let server = Server::new();
+    for (state, words) in [
+        ("08P01", "no such database: nowhere"),
+        ("08P01", "SASL authentication failed"),
+        ("08P01", "Long transactions not allowed"),
+        (
+            "08P01",
+            "server login has been failing, cached error: database \"x\" does not exist (server_login_retry)",
+        ),
+        ("XX000", "(ENOTFOUND) tenant/user postgres.x not found"),
+        ("3D000", "odyssey: c1: route for 'x.y' is not found"),
+        ("08000", "This RDS proxy has no credentials for the role x."),
+    ] {
+        let proxy = Proxy::new(&server);
+        let said = What::Say(error("FATAL", state, words));
+        proxy.trap(When::Request(1), said);
+        for flags in [&[][..], &["--wait", "30"], &["--block"]] {
+            let pglock = Pglock::at(proxy.port()).flags(flags);
+            let output = pglock.command(["true"]).run();
+            output.assert_failed(&[words]);
+            assert!(
+                output.elapsed < Duration::from_secs(10),
+                "{}",
+                output.report()
+            );
+        }
+    }
 }
 
 #[test]

@@ -259,13 +259,25 @@ fn converse(client: &mut TcpStream, ask: bool) -> Option<Call> {
 }
 
 fn hang_up(client: &mut TcpStream) {
-    let fields = format!("SFATAL\0VFATAL\0C28000\0M{HUNG_UP}\0\0");
+    // The client may be gone, having no password.
+    let _ = client.write_all(&error("FATAL", "28000", HUNG_UP));
+}
+
+/// A server's error, as it goes over the wire. One without a state has no field for it.
+pub fn error(severity: &str, state: &str, text: &str) -> Vec<u8> {
+    let state = match state {
+        "" => String::new(),
+        state => format!("C{state}\0"),
+    };
+    let fields = format!("S{severity}\0V{severity}\0{state}M{text}\0\0");
     let mut message = vec![b'E'];
     message.extend((fields.len() as u32 + 4).to_be_bytes());
     message.extend(fields.as_bytes());
-    // The client may be gone, having no password.
-    let _ = client.write_all(&message);
+    message
 }
+
+/// The end of an answer, after which the session goes on: the server is idle.
+pub const READY: &[u8] = b"Z\0\0\0\x05I";
 
 /// A packet without its length.
 fn read_packet(client: &mut TcpStream) -> Option<Vec<u8>> {

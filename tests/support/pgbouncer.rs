@@ -17,10 +17,15 @@ use super::{Pglock, Scratch, Server, janitor, server};
 /// In the directory of its Unix socket, its only address.
 const PORT: u16 = 6432;
 
+/// In its own directory, as all that it has.
+const CONFIGURATION: &str = "pgbouncer.ini";
+
 /// A pooler with a server behind it, for as long as it lives.
 pub struct Pgbouncer {
     home: Scratch,
     process: Child,
+    /// The user and the group that it runs as, if that is to choose.
+    owner: (u32, u32),
 }
 
 impl Pgbouncer {
@@ -28,10 +33,6 @@ impl Pgbouncer {
     /// user, and with these lines added to its section of the configuration.
     #[track_caller]
     pub fn new(server: &Server, mode: &str, size: u32, settings: &[&str]) -> Pgbouncer {
-        let program = ["/usr/sbin/pgbouncer", "/usr/bin/pgbouncer"]
-            .into_iter()
-            .find(|path| fs::exists(path).unwrap_or(false))
-            .unwrap_or("pgbouncer");
         let home = Scratch::new();
         let sockets = home.path().join("s");
         fs::create_dir(&sockets).expect("create a directory for the socket");
@@ -39,8 +40,8 @@ impl Pgbouncer {
         let owner = fs::metadata(server.data()).expect("the server's data");
         chown(&sockets, Some(owner.uid()), None).expect("chown");
         home.file("users", 0o644, "\"postgres\" \"\"\n\"app\" \"\"\n");
-        let configuration = home.file(
-            "pgbouncer.ini",
+        home.file(
+            CONFIGURATION,
             0o644,
             format!(
                 "[databases]\n\
@@ -62,32 +63,34 @@ impl Pgbouncer {
                 settings.join("\n"),
             ),
         );
-        let log = fs::File::create(home.path().join("log")).expect("create a log");
-        let mut command = Command::new(program);
-        command
-            .arg(configuration)
-            .current_dir("/")
-            .env(janitor::TAG, janitor::tag())
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().expect("dup"))
-            .stderr(log)
-            .process_group(0);
-        if Uid::effective().is_root() {
-            command.uid(owner.uid()).gid(owner.gid());
-        }
-        let process = command.spawn().unwrap_or_else(|e| {
-            panic!("{program}: {e}: the tests of poolers need PgBouncer; `make setup` installs it")
-        });
-        let mut pooler = Pgbouncer { home, process };
-        let socket = pooler.socket_dir().join(format!(".s.PGSQL.{PORT}"));
+        let owner = (owner.uid(), owner.gid());
+        let process = launch(&home, owner);
+        let mut pooler = Pgbouncer {
+            home,
+            process,
+            owner,
+        };
+        pooler.wait_until_it_listens();
+        pooler
+    }
+
+    /// Starts it once more, after [`stop`](Pgbouncer::stop).
+    #[track_caller]
+    pub fn start(&mut self) {
+        self.process = launch(&self.home, self.owner);
+        self.wait_until_it_listens();
+    }
+
+    #[track_caller]
+    fn wait_until_it_listens(&mut self) {
+        let socket = self.socket_dir().join(format!(".s.PGSQL.{PORT}"));
         let ready = within(PATIENCE, || {
-            if pooler.process.try_wait().expect("wait for it").is_some() {
+            if self.process.try_wait().expect("wait for it").is_some() {
                 return Some(false);
             }
             UnixStream::connect(&socket).is_ok().then_some(true)
         });
-        assert_eq!(ready, Some(true), "it did not start:\n{}", pooler.log());
-        pooler
+        assert_eq!(ready, Some(true), "it did not start:\n{}", self.log());
     }
 
     /// The directory of its Unix socket, which serves as a host name.
@@ -169,4 +172,32 @@ impl Drop for Pgbouncer {
     fn drop(&mut self) {
         self.stop();
     }
+}
+
+/// Starts one that has its files in this directory.
+fn launch(home: &Scratch, (uid, gid): (u32, u32)) -> Child {
+    let program = ["/usr/sbin/pgbouncer", "/usr/bin/pgbouncer"]
+        .into_iter()
+        .find(|path| fs::exists(path).unwrap_or(false))
+        .unwrap_or("pgbouncer");
+    let log = fs::File::options()
+        .create(true)
+        .append(true)
+        .open(home.path().join("log"))
+        .expect("open a log");
+    let mut command = Command::new(program);
+    command
+        .arg(home.path().join(CONFIGURATION))
+        .current_dir("/")
+        .env(janitor::TAG, janitor::tag())
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().expect("dup"))
+        .stderr(log)
+        .process_group(0);
+    if Uid::effective().is_root() {
+        command.uid(uid).gid(gid);
+    }
+    command.spawn().unwrap_or_else(|e| {
+        panic!("{program}: {e}: the tests of poolers need PgBouncer; `make setup` installs it")
+    })
 }
