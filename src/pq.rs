@@ -335,7 +335,7 @@ impl Connection {
     /// and the lines of detail that speak of the server's source off.
     fn start_up_error(&self, reached: bool) -> Error {
         let raw = self.error().message;
-        let mut sqlstate = None;
+        let mut states = Vec::new();
         let mut lines = Vec::new();
         for line in raw.lines() {
             if line.starts_with("LOCATION:") {
@@ -343,14 +343,14 @@ impl Connection {
             }
             match split_state(line) {
                 Some((before, state, after)) => {
-                    sqlstate = Some(state.to_owned());
+                    states.push(state);
                     lines.push(format!("{before}{after}"));
                 }
                 None => lines.push(line.trim().to_owned()),
             }
         }
         Error {
-            sqlstate,
+            sqlstate: telling(&states).map(str::to_owned),
             message: lines.join("; "),
             reached,
             is_warning: false,
@@ -373,6 +373,13 @@ impl Drop for Connection {
         // SAFETY: `raw` is live, and nobody uses it after this.
         unsafe { pq_sys::PQfinish(self.raw.as_ptr()) }
     }
+}
+
+/// The state of the attempt that tells more, where libpq has made one with TLS and one without: the server may not
+/// let the one in at all (class 28), and have no room for the other at that moment.
+fn telling<'a>(states: &[&'a str]) -> Option<&'a str> {
+    let other = states.iter().rfind(|state| !state.starts_with("28"));
+    other.or(states.last()).copied()
 }
 
 /// Splits `... FATAL:  53300: text` into what stands before the state, the state, and the text.
@@ -617,6 +624,15 @@ mod tests {
         assert_eq!((state, after), ("53300", "sorry"));
         assert_eq!(split_state("FATAL:  password failed: no"), None);
         assert_eq!(split_state("no state"), None);
+    }
+
+    #[test]
+    fn of_two_attempts_the_one_that_was_let_in_tells_more() {
+        assert_eq!(telling(&[]), None);
+        assert_eq!(telling(&["28000"]), Some("28000"));
+        assert_eq!(telling(&["53300", "28000"]), Some("53300"));
+        assert_eq!(telling(&["28000", "57P03"]), Some("57P03"));
+        assert_eq!(telling(&["28P01", "28000"]), Some("28000"));
     }
 
     #[test]
