@@ -5,8 +5,8 @@
 //! but one tells how it went, and the last brings what the lock table has of this session: the proof, looked
 //! at here. To a backend that has just been started everything that it looks up for the first time is
 //! expensive: so functions stand where operators could, and what can be compared here is.
-//! Functions are named in full, so that no `search_path` puts others in their place; and operators get operands of
-//! the very types that they are made for, numbers in quotes where need be, or one from another schema could fit better.
+//!
+//! What others have planted in the database is never called: see [`query`]. Functions are named in full all the same.
 //!
 //! The keys: lock N is `pg_advisory_lock(N)`, the lock of a name `hashtextextended(name, 0)`. Of several
 //! slots the first is the lock itself. Slot i > 1 of lock N is `pg_advisory_lock(N, i)`, with N - 2^32 from 2^31 on, that of a
@@ -215,7 +215,7 @@ impl Claim {
         } else {
             ""
         };
-        sql(format!(
+        query(&format!(
             "{}{unhurried}select {}when {} then '' {attempt} end; {PROOF}",
             begin(hold),
             guards(connection, hold, caution, self.settings.ttl),
@@ -286,7 +286,7 @@ impl Claim {
         ));
         let slot = "(select pg_catalog.current_setting('pglock.slot', true)::int as slot \
                     where pg_catalog.current_setting('pglock.slot', true) <> '') s";
-        sql(format!(
+        query(&format!(
             "{}; do {block}; select {}{} end; {PROOF}",
             self.settings.sql(connection, Hold::Session, turn),
             guards(connection, Hold::Session, Caution::None, self.settings.ttl),
@@ -356,7 +356,7 @@ impl Claim {
             Hold::Session => format!("{}; ", self.settings.sql(connection, hold, 0)),
             Hold::Transaction => String::new(),
         };
-        sql(format!(
+        query(&format!(
             "{settings}select '{ttl}' - extract(epoch from pg_catalog.clock_timestamp() - greatest({lost})), {is_first}, \
              {is_held}"
         ))
@@ -366,7 +366,7 @@ impl Claim {
     /// any earlier holder, for it is assigned while the lock is held. The message makes the commit one
     /// that is flushed to disk.
     pub fn token_sql() -> CString {
-        sql(format!("select {TOKEN}"))
+        query(&format!("select {TOKEN}"))
     }
 
     /// The lock that this claim has come to.
@@ -559,7 +559,7 @@ impl Lock {
             self.suffix(),
             self.key
         );
-        sql(format!(
+        query(&format!(
             "{}{}; {}; {}",
             begin(self.hold),
             self.settings.sql(connection, self.hold, 0),
@@ -570,7 +570,7 @@ impl Lock {
 
     /// Puts the lease in force again, and asks whether the lock is still held.
     pub fn check_sql(&self, connection: &Connection) -> CString {
-        sql(format!(
+        query(&format!(
             "{}; {}",
             self.settings.sql(connection, self.hold, 0),
             self.verdict_sql(connection, "true")
@@ -579,7 +579,8 @@ impl Lock {
 
     /// Takes the lease out of force: the session lasts however long it is silent.
     pub fn lift_sql(&self, connection: &Connection) -> CString {
-        sql(self.settings.without_lease().sql(connection, self.hold, 0))
+        let settings = self.settings.without_lease();
+        query(&settings.sql(connection, self.hold, 0))
     }
 
     /// Renames the session for people who look at the server. By a statement that needs no snapshot: one may have to be
@@ -590,7 +591,7 @@ impl Lock {
             Hold::Transaction => "local",
         };
         let name = connection.quote(name);
-        sql(format!("set {scope} application_name to {name}"))
+        query(&format!("set {scope} application_name to {name}"))
     }
 
     /// Gives the lock up, and says so beforehand to those who wait. Asks then whether somebody has waited for
@@ -602,7 +603,7 @@ impl Lock {
         let say =
             format!("select pg_catalog.set_config('application_name', '{RELEASED}{key}', {local})");
         let unlock = format!("pg_catalog.pg_advisory_unlock{}({key})", self.suffix());
-        sql(match self.hold {
+        query(&match self.hold {
             Hold::Transaction => format!("{say}; commit"),
             Hold::Session if self.shared => format!(
                 "{say}; select {unlock}; select locktype, classid, objid, objsubid \
@@ -618,7 +619,7 @@ impl Lock {
     /// Whether the answer to [`release_sql`](Self::release_sql) says that the lock was held until then.
     pub fn was_released(&self, outcomes: &[Outcome]) -> bool {
         match (self.hold, outcomes) {
-            (Hold::Session, [_, unlocked, ..]) => unlocked.field(0) == Some("t"),
+            (Hold::Session, [_path, _said, unlocked, ..]) => unlocked.field(0) == Some("t"),
             (Hold::Transaction, [.., Outcome::Done { .. }]) => true,
             _ => false,
         }
@@ -760,7 +761,7 @@ pub fn verdict(outcomes: &[Outcome], shared: bool) -> Verdict {
 
 /// Asks how long ago the server lost all its sessions.
 pub fn lost_sql() -> CString {
-    sql(lost())
+    query(&lost())
 }
 
 fn lost() -> String {
@@ -809,7 +810,16 @@ fn seconds(text: &str) -> Option<Duration> {
     Duration::try_from_secs_f64(seconds.max(0.0)).ok()
 }
 
-/// A query of ours: it is made of numbers and of text without null bytes.
-fn sql(text: String) -> CString {
-    sys::c_string(text)
+/// A query of these statements; all that pglock sends go through here, but for `;` and `rollback`, which look
+/// nothing up.
+///
+/// A role or a database may have a `search_path` that puts a schema of others before `pg_catalog`, and operators, types and
+/// functions there that fit as well or better. So the first statement has nothing but `pg_catalog` searched: the
+/// server looks up what a statement names only when those before it have run. `pg_temp` would come before it if it were not
+/// named. The statement itself looks nothing up, needs no snapshot, and what it sets is over with the transaction: with
+/// that of the query, or behind a pooler with the one that is open, so that the pool's next client never meets it.
+pub fn query(statements: &str) -> CString {
+    sys::c_string(format!(
+        "set local search_path to pg_catalog, pg_temp; {statements}"
+    ))
 }

@@ -5,7 +5,7 @@
 use std::ffi::CString;
 
 use crate::label;
-use crate::lock::{Claim, OWN_DATABASE};
+use crate::lock::{self, Claim, OWN_DATABASE};
 use crate::pq::{Connection, Outcome};
 use crate::sys;
 
@@ -25,7 +25,7 @@ pub fn sql(connection: &Connection, claim: Option<&Claim>) -> CString {
             None => IS_LABEL,
         }
     );
-    let text = format!(
+    lock::query(&format!(
         "select pg_catalog.pg_is_in_recovery(); \
          select case when granted and not ({at_door}) \
          then 'holder' else 'waiter' end state, \
@@ -38,8 +38,7 @@ pub fn sql(connection: &Connection, claim: Option<&Claim>) -> CString {
          where locktype = 'advisory' and {condition} \
          and not (objsubid = '2' and objid = '4294967295' and {IS_LABEL}) and {OWN_DATABASE} \
          order by lock, state, locks.pid"
-    );
-    sys::c_string(text)
+    ))
 }
 
 /// Whether the session is one of pglock's: then it waits at the door of some slots, `(N, 0)`, or for an
@@ -48,7 +47,7 @@ const IS_LABEL: &str = "coalesce(application_name like 'pglock %', false)";
 
 /// Whether it is a standby that has answered: its own locks are not those that its primary has.
 pub fn is_standby(outcomes: &[Outcome]) -> bool {
-    outcomes.first().and_then(|answer| answer.field(0)) == Some("t")
+    matches!(outcomes, [_path, answer, ..] if answer.field(0) == Some("t"))
 }
 
 /// One line of the table.
@@ -95,7 +94,9 @@ impl Row {
 
 fn rows(outcomes: &[Outcome]) -> Vec<Row> {
     match outcomes {
-        [_, Outcome::Done { rows }] => rows.iter().filter_map(|row| Row::read(row)).collect(),
+        [_path, _standby, Outcome::Done { rows }] => {
+            rows.iter().filter_map(|row| Row::read(row)).collect()
+        }
         _ => Vec::new(),
     }
 }

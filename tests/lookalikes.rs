@@ -81,53 +81,6 @@ fn a_server_that_copies_or_never_ends_is_left() {
 }
 
 #[test]
-fn operators_of_others_are_not_called() {
-    let server = Server::new();
-    server.psql("create table called (what text); grant insert on called to public");
-    for (name, left, right, result) in [
-        ("=", "oid", "int4", "bool"),
-        ("=", "oid", "int8", "bool"),
-        ("=", "int2", "int8", "bool"),
-        ("-", "int4", "numeric", "numeric"),
-        ("*", "numeric", "int4", "numeric"),
-        ("+", "timestamptz", "text", "timestamptz"),
-    ] {
-        server.psql(&format!(
-            "create function evil({left}, {right}) returns {result} language plpgsql as $$ \
-             begin insert into called values ('{left} {name} {right}'); return null; end $$; \
-             create operator {name} (leftarg = {left}, rightarg = {right}, function = evil)"
-        ));
-    }
-    let lock = || Pglock::on(&server).flags(["--lockid", "1"]);
-    let sharer = lock().flag("--shared").hold();
-    let writer = lock().flag("--block").command(["true"]).spawn();
-    eventually("it waits", PATIENCE, || server.waiters(1).first().copied());
-    let waiting = lock().flags(["--shared", "--wait", "1"]);
-    waiting.command(["true"]).run().assert_status(0);
-    lock()
-        .flag("--verbose")
-        .command(["true"])
-        .run()
-        .assert_status(0);
-    lock()
-        .flags(["--slots", "2", "--verbose"])
-        .command(["true"])
-        .run()
-        .assert_status(0);
-    Pglock::on(&server)
-        .flags(["--status", "--lockid", "1"])
-        .run()
-        .assert_status(0);
-    Pglock::on(&server)
-        .flags(["--status", "--lockname", "x", "--slots", "2"])
-        .run()
-        .assert_status(0);
-    assert_eq!(server.psql("select distinct what from called"), "");
-    sharer.finish();
-    writer.wait().assert_status(0);
-}
-
-#[test]
 fn cockroachdb_is_refused_by_name() {
     let server = Server::new();
     let marker = Marker::new();

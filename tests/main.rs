@@ -8,6 +8,7 @@ mod container;
 mod descriptors;
 mod failures;
 mod flags;
+mod foreign;
 mod guardian;
 mod harness;
 mod help;
