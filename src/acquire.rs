@@ -94,7 +94,7 @@ pub fn status(
     attempt.run(|attempt, settings, hosts_left| {
         let mut session = attempt.connect(settings, hosts_left, attempt.until)?;
         let claim = config.names_lock.then_some(&attempt.claim);
-        let sql = status::sql(session.connection(), claim);
+        let sql = status::sql(session.connection(), claim).map_err(unsaid)?;
         let outcomes = attempt.exchange(&mut session, &sql, Duration::ZERO, false)?;
         match outcomes.last() {
             Some(Outcome::Failed(error)) => Err(refused("the server could not be asked", error)),
@@ -353,7 +353,8 @@ impl<'a> Attempt<'a> {
             let connection = session.connection();
             let sql = self
                 .claim
-                .try_sql(connection, self.hold, caution, waits, self.waited);
+                .try_sql(connection, self.hold, caution, waits, self.waited)
+                .map_err(unsaid)?;
             // Behind a pooler the server may be another one, or restarted, at the next attempt.
             caution = Caution::HoldOff;
             let mut verdict = self.ask(session, &sql, Duration::ZERO)?;
@@ -361,7 +362,10 @@ impl<'a> Attempt<'a> {
                 let left = self.time_to_wait(session)?;
                 let turn = left.as_millis().clamp(1, TURN.into()) as u32;
                 let first = verdict == Verdict::First;
-                let sql = self.claim.wait_sql(session.connection(), turn, first);
+                let sql = self
+                    .claim
+                    .wait_sql(session.connection(), turn, first)
+                    .map_err(unsaid)?;
                 verdict = self.ask(session, &sql, Duration::from_millis(turn.into()))?;
             }
             if self.hold == Hold::Transaction && !matches!(verdict, Verdict::Held(..)) {
@@ -417,7 +421,10 @@ impl<'a> Attempt<'a> {
         if !self.log.is_verbose() {
             return Ok(());
         }
-        let sql = status::sql(session.connection(), Some(&self.claim));
+        // It is only a courtesy.
+        let Ok(sql) = status::sql(session.connection(), Some(&self.claim)) else {
+            return Ok(());
+        };
         match self.call(session, &sql, Duration::ZERO) {
             Ok(outcomes) => {
                 for holder in status::holders(&outcomes) {
@@ -426,7 +433,6 @@ impl<'a> Attempt<'a> {
                 Ok(())
             }
             Err(Failure::Stop(stop)) => Err(stop),
-            // It is only a courtesy.
             Err(Failure::Host(_)) => Ok(()),
         }
     }
@@ -570,7 +576,10 @@ impl<'a> Attempt<'a> {
         let mut until = None;
         loop {
             let asked = sys::now();
-            let sql = self.claim.age_sql(session.connection(), self.hold);
+            let sql = self
+                .claim
+                .age_sql(session.connection(), self.hold)
+                .map_err(unsaid)?;
             let outcomes = self.call(session, &sql, Duration::ZERO)?;
             match outcomes.last() {
                 Some(Outcome::Failed(error)) if self.does_without(error) => continue,
@@ -756,6 +765,14 @@ fn advice(error: &Error) -> &'static str {
 /// together do not come back together.
 fn jittered(time: Duration) -> Duration {
     time.mul_f64(0.5 + sys::random())
+}
+
+/// What is to be asked cannot be said to this server; to another it may.
+fn unsaid(error: Error) -> Failure {
+    Failure::Host(Trouble {
+        message: error.message,
+        again: Again::Never,
+    })
 }
 
 /// Perhaps it is about to be promoted.

@@ -166,6 +166,9 @@ pub enum Verdict {
 impl Claim {
     /// Tries to take the lock, without waiting. `waits` tells whether the claimant would queue for a slot,
     /// and so does not go before those who do; `waited`, whether somebody else has held the lock before.
+    ///
+    /// # Errors
+    /// The name of the lock cannot be said to the server.
     pub fn try_sql(
         &self,
         connection: &Connection,
@@ -173,12 +176,12 @@ impl Claim {
         caution: Caution,
         waits: bool,
         waited: bool,
-    ) -> CString {
+    ) -> Result<CString, Error> {
         let try_lock = self.function("try_advisory", hold);
         let attempt = if self.slots == 1 {
-            let call = self.call(connection, &try_lock, "1");
+            let call = self.call(connection, &try_lock, "1")?;
             let gate = if self.shared {
-                format!("not {} and ", self.gate_is_held(connection))
+                format!("not {} and ", self.gate_is_held(connection)?)
             } else {
                 String::new()
             };
@@ -189,10 +192,10 @@ impl Claim {
             };
             format!(
                 "when not ({gate}{call}{settle}) then 'busy' else {}",
-                self.held(connection, "1", hold)
+                self.held(connection, "1", hold)?
             )
         } else {
-            let door = self.beside(connection, DOOR);
+            let door = self.beside(connection, DOOR)?;
             let gate = if waits && hold == Hold::Session {
                 // Given back with the end of this query's own transaction.
                 format!("pg_catalog.pg_try_advisory_xact_lock({door})")
@@ -205,9 +208,9 @@ impl Claim {
                 &format!(
                     "(select slot from pg_catalog.generate_series(1, {}) slot where {gate} and {} limit 1) s",
                     self.slots,
-                    self.call(connection, &try_lock, "slot")
+                    self.call(connection, &try_lock, "slot")?
                 ),
-            )
+            )?
         };
         // The statement that sleeps begins before its own settings are in force.
         let unhurried = if waited {
@@ -215,12 +218,12 @@ impl Claim {
         } else {
             ""
         };
-        query(&format!(
+        Ok(query(&format!(
             "{}{unhurried}select {}when {} then '' {attempt} end; {PROOF}",
             begin(hold),
             guards(connection, hold, caution, self.settings.ttl),
             self.settings.condition(connection, hold, 0),
-        ))
+        )))
     }
 
     /// Waits for the lock in the session's own right, for at most this many milliseconds, at least 1 and at
@@ -229,23 +232,31 @@ impl Claim {
     ///
     /// That the time is over without the lock is not an error to the server, and not a line in its log:
     /// the blocks catch it, and the last statement finds the lock not held.
-    pub fn wait_sql(&self, connection: &Connection, milliseconds: u32, first: bool) -> CString {
+    ///
+    /// # Errors
+    /// As [`try_sql`](Self::try_sql).
+    pub fn wait_sql(
+        &self,
+        connection: &Connection,
+        milliseconds: u32,
+        first: bool,
+    ) -> Result<CString, Error> {
         let turn = milliseconds.clamp(1, TURN);
         let lock = self.function("advisory", Hold::Session);
         let (enter, wait) = if self.slots == 1 {
-            let wait = format!("perform {};", self.call(connection, &lock, "1"));
+            let wait = format!("perform {};", self.call(connection, &lock, "1")?);
             let leave = if self.shared {
                 String::new()
             } else {
-                let gate = self.beside(connection, GATE);
+                let gate = self.beside(connection, GATE)?;
                 format!("perform pg_catalog.pg_advisory_unlock_shared({gate});")
             };
             (
-                self.enter_gate(connection, turn, first),
+                self.enter_gate(connection, turn, first)?,
                 format!("{wait} {leave}"),
             )
         } else {
-            let door = self.beside(connection, DOOR);
+            let door = self.beside(connection, DOOR)?;
             let enter = if first {
                 String::new()
             } else {
@@ -263,11 +274,11 @@ impl Claim {
                  end loop; \
                  perform pg_catalog.pg_advisory_unlock({door});",
                 slots = self.slots,
-                call = self.call(connection, &try_lock, "slot"),
+                call = self.call(connection, &try_lock, "slot")?,
             );
             (enter, wait)
         };
-        let key = self.key_sql(connection, "slot");
+        let key = self.key_sql(connection, "slot")?;
         // The look for who has released the lock is made once before, so that it is quick when it counts: the
         // session of whoever has is soon gone.
         let block = connection.quote(&format!(
@@ -283,36 +294,36 @@ impl Claim {
              end loop; \
              if not released then perform pg_catalog.pg_sleep({SETTLE}); end if; \
              exception when lock_not_available then end; end"
-        ));
+        ))?;
         let slot = "(select pg_catalog.current_setting('pglock.slot', true)::int as slot \
                     where pg_catalog.current_setting('pglock.slot', true) <> '') s";
-        query(&format!(
+        Ok(query(&format!(
             "{}; do {block}; select {}{} end; {PROOF}",
             self.settings.sql(connection, Hold::Session, turn),
             guards(connection, Hold::Session, Caution::None, self.settings.ttl),
-            self.any_slot(connection, Hold::Session, slot)
-        ))
+            self.any_slot(connection, Hold::Session, slot)?
+        )))
     }
 
     /// The statements that a waiter begins its turn of so many milliseconds with: one who wants the exclusive
     /// lock takes the gate and keeps it from turn to turn, one who would share waits until it is free.
-    fn enter_gate(&self, connection: &Connection, turn: u32, first: bool) -> String {
-        let gate = self.beside(connection, GATE);
+    fn enter_gate(&self, connection: &Connection, turn: u32, first: bool) -> Result<String, Error> {
+        let gate = self.beside(connection, GATE)?;
         let (suffix, leave) = match self.shared {
             true => (
                 "",
                 format!(" perform pg_catalog.pg_advisory_unlock({gate});"),
             ),
-            false if first => return String::new(),
+            false if first => return Ok(String::new()),
             false => ("_shared", String::new()),
         };
-        format!(
+        Ok(format!(
             "if not pg_catalog.pg_try_advisory_lock{suffix}({gate}) then \
              perform pg_catalog.pg_advisory_lock{suffix}({gate}); \
              perform pg_catalog.set_config('lock_timeout', greatest(1, '{turn}' - extract(epoch \
              from pg_catalog.clock_timestamp() - pg_catalog.now()) * '1000')::int::text, false); \
              end if;{leave}"
-        )
+        ))
     }
 
     /// Asks how much of its first ttl is left to the server, in seconds, and whether this is the first start
@@ -321,7 +332,10 @@ impl Claim {
     /// the statistics begin anew, after the start. Before version 15 they do not tell. And whether a holder has
     /// its lock again, so that who does not wait for the lock need not wait here; with slots it may not be the last.
     /// A session that is to hold off gets its settings first, or a timeout of the role's own would end it meanwhile.
-    pub fn age_sql(&self, connection: &Connection, hold: Hold) -> CString {
+    ///
+    /// # Errors
+    /// As [`try_sql`](Self::try_sql).
+    pub fn age_sql(&self, connection: &Connection, hold: Hold) -> Result<CString, Error> {
         let ttl = self.settings.ttl.unwrap_or_default().as_secs();
         let lost = LOST.join(", ");
         let [start, reset] = LOST;
@@ -347,7 +361,7 @@ impl Claim {
             format!(
                 "exists (select from pg_catalog.pg_lock_status() where locktype = 'advisory' and granted {mode} \
                  and {} and {OWN_DATABASE})",
-                self.condition(connection)
+                self.condition(connection)?
             )
         } else {
             "false".to_owned()
@@ -356,10 +370,10 @@ impl Claim {
             Hold::Session => format!("{}; ", self.settings.sql(connection, hold, 0)),
             Hold::Transaction => String::new(),
         };
-        query(&format!(
+        Ok(query(&format!(
             "{settings}select '{ttl}' - extract(epoch from pg_catalog.clock_timestamp() - greatest({lost})), {is_first}, \
              {is_held}"
-        ))
+        )))
     }
 
     /// Takes a fencing token, in a transaction of its own: the transaction's number is larger than that of
@@ -380,9 +394,12 @@ impl Claim {
     }
 
     /// The condition that a row of the lock table is about this lock, any of its slots or its door.
-    pub fn condition(&self, connection: &Connection) -> String {
+    ///
+    /// # Errors
+    /// As [`try_sql`](Self::try_sql).
+    pub fn condition(&self, connection: &Connection) -> Result<String, Error> {
         let slots = self.slots;
-        match &self.name {
+        Ok(match &self.name {
             Name::Id(id) => {
                 let one = Key::One((*id).into()).condition();
                 let slots = match slots {
@@ -394,10 +411,10 @@ impl Claim {
                 format!("(({one}){slots})")
             }
             Name::Text(text) => {
-                let text = connection.quote(text);
+                let text = literal(connection, text)?;
                 let door = match slots {
                     1 => String::new(),
-                    _ => format!(" or ({})", self.is_beside(connection, DOOR)),
+                    _ => format!(" or ({})", self.is_beside(connection, DOOR)?),
                 };
                 format!(
                     "((objsubid = '1' and {BIGINT} in (select pg_catalog.hashtextextended({text}, slot) \
@@ -405,37 +422,39 @@ impl Claim {
                     slots - 1
                 )
             }
-        }
+        })
     }
 
     /// The arguments of the key beside the lock with this second number.
-    fn beside(&self, connection: &Connection, second: i32) -> String {
-        match &self.name {
+    fn beside(&self, connection: &Connection, second: i32) -> Result<String, Error> {
+        Ok(match &self.name {
             Name::Id(id) => Key::Two(*id as i32, second).to_string(),
             Name::Text(text) => {
-                let hash = hash(connection, text, "1");
+                let hash = hash(connection, text, "1")?;
                 format!("({hash} >> 32)::int, {second}")
             }
-        }
+        })
     }
 
     /// The condition that a row of the lock table is about that key.
-    fn is_beside(&self, connection: &Connection, second: i32) -> String {
+    fn is_beside(&self, connection: &Connection, second: i32) -> Result<String, Error> {
         let class = match &self.name {
             Name::Id(id) => id.to_string(),
-            Name::Text(text) => format!("{} >> 32 & 4294967295", hash(connection, text, "1")),
+            Name::Text(text) => format!("{} >> 32 & 4294967295", hash(connection, text, "1")?),
         };
         let object = second as u32;
-        format!("objsubid = '2' and objid = '{object}' and classid::bigint = ({class})::bigint")
+        Ok(format!(
+            "objsubid = '2' and objid = '{object}' and classid::bigint = ({class})::bigint"
+        ))
     }
 
     /// Whether somebody waits for the exclusive lock, and so holds the gate.
-    fn gate_is_held(&self, connection: &Connection) -> String {
-        format!(
+    fn gate_is_held(&self, connection: &Connection) -> Result<String, Error> {
+        Ok(format!(
             "exists (select from pg_catalog.pg_lock_status() where locktype = 'advisory' and granted \
              and mode = 'ShareLock' and {} and {OWN_DATABASE})",
-            self.is_beside(connection, GATE)
-        )
+            self.is_beside(connection, GATE)?
+        ))
     }
 
     /// `pg_try_advisory_xact_lock_shared`, say.
@@ -449,57 +468,65 @@ impl Claim {
     }
 
     /// The call of a function for the slot of this number or expression.
-    fn call(&self, connection: &Connection, function: &str, slot: &str) -> String {
-        match &self.name {
+    fn call(&self, connection: &Connection, function: &str, slot: &str) -> Result<String, Error> {
+        Ok(match &self.name {
             Name::Id(id) if self.slots == 1 => format!("{function}({id})"),
             Name::Id(id) => format!(
                 "case {slot} when 1 then {function}({id}) else {function}({}, {slot}) end",
                 *id as i32
             ),
-            Name::Text(text) => format!("{function}({})", hash(connection, text, slot)),
-        }
+            Name::Text(text) => format!("{function}({})", hash(connection, text, slot)?),
+        })
     }
 
     /// The key of the slot of this number or expression, as [`Key`] shows it.
-    fn key_sql(&self, connection: &Connection, slot: &str) -> String {
-        match &self.name {
+    fn key_sql(&self, connection: &Connection, slot: &str) -> Result<String, Error> {
+        Ok(match &self.name {
             Name::Id(id) if self.slots == 1 => format!("'{id}'"),
             Name::Id(id) => format!(
                 "case {slot} when 1 then '{id}' else pg_catalog.concat({}, ',', {slot}) end",
                 *id as i32
             ),
-            Name::Text(text) => hash(connection, text, slot),
-        }
+            Name::Text(text) => hash(connection, text, slot)?,
+        })
     }
 
     /// The last branch of the verdict for a lock of which a slot may have been taken; `slot` is a table of that
     /// slot, empty where none was.
-    fn any_slot(&self, connection: &Connection, hold: Hold, slot: &str) -> String {
-        format!(
+    fn any_slot(&self, connection: &Connection, hold: Hold, slot: &str) -> Result<String, Error> {
+        Ok(format!(
             "else coalesce((select {} from {slot}), case pg_catalog.current_setting('pglock.first', true) \
              when 'yes' then 'first' else 'busy' end)",
-            self.held(connection, "slot", hold)
-        )
+            self.held(connection, "slot", hold)?
+        ))
     }
 
     /// The word for a lock that is held in this slot, its key and the token. In a transaction that is to stay
     /// open the token would hold back vacuum: there it needs another, see [`token_sql`](Self::token_sql).
-    fn held(&self, connection: &Connection, slot: &str, hold: Hold) -> String {
-        let key = self.key_sql(connection, slot);
-        match &self.name {
+    fn held(&self, connection: &Connection, slot: &str, hold: Hold) -> Result<String, Error> {
+        let key = self.key_sql(connection, slot)?;
+        Ok(match &self.name {
             _ if self.fence && hold == Hold::Session => {
                 format!("pg_catalog.concat('held ', {key}, ' ', {TOKEN})")
             }
             Name::Id(id) if self.slots == 1 => format!("'held {id}'"),
             _ => format!("pg_catalog.concat('held ', {key})"),
-        }
+        })
     }
 }
 
 /// What a name is to the server, for the slot of this number or expression.
-fn hash(connection: &Connection, text: &str, slot: &str) -> String {
-    let text = connection.quote(text);
-    format!("pg_catalog.hashtextextended({text}, {slot} - 1)")
+fn hash(connection: &Connection, text: &str, slot: &str) -> Result<String, Error> {
+    let text = literal(connection, text)?;
+    Ok(format!("pg_catalog.hashtextextended({text}, {slot} - 1)"))
+}
+
+/// A name as a literal. One that arrived as another text would be the name of another lock.
+fn literal(connection: &Connection, name: &str) -> Result<String, Error> {
+    connection.quote(name).map_err(|error| Error {
+        message: format!("the name of the lock cannot be said to the server: {error}"),
+        ..error
+    })
 }
 
 /// The key of a row of the lock table in the space of one bigint.
@@ -585,13 +612,16 @@ impl Lock {
 
     /// Renames the session for people who look at the server. By a statement that needs no snapshot: one may have to be
     /// waited for, where a role's transactions are deferrable by default.
-    pub fn rename_sql(&self, connection: &Connection, name: &str) -> CString {
+    ///
+    /// # Errors
+    /// The name cannot be said to the server.
+    pub fn rename_sql(&self, connection: &Connection, name: &str) -> Result<CString, Error> {
         let scope = match self.hold {
             Hold::Session => "session",
             Hold::Transaction => "local",
         };
-        let name = connection.quote(name);
-        query(&format!("set {scope} application_name to {name}"))
+        let name = connection.quote(name)?;
+        Ok(query(&format!("set {scope} application_name to {name}")))
     }
 
     /// Gives the lock up, and says so beforehand to those who wait. Asks then whether somebody has waited for

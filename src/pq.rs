@@ -297,18 +297,28 @@ impl Connection {
         unsafe { text(pq_sys::PQparameterStatus(self.raw.as_ptr(), name.as_ptr())) }
     }
 
-    /// A text as a literal of SQL (`PQescapeLiteral`). One that is not UTF-8 or not of the connection's
-    /// encoding, which no caller has, gives the empty text.
-    pub fn quote(&self, text: &str) -> String {
+    /// A text as a literal of SQL (`PQescapeLiteral`).
+    ///
+    /// # Errors
+    /// To the server it would be another text, for the session is not in UTF-8 as it was asked to be; or libpq could not
+    /// quote it.
+    pub fn quote(&self, text: &str) -> Result<String, Error> {
+        let encoding = self.reported(c"client_encoding").unwrap_or_default();
+        if !text.is_ascii() && encoding != "UTF8" {
+            return Err(Error::new(format!(
+                "the encoding of the session is {encoding:?}, and not \"UTF8\""
+            )));
+        }
         // SAFETY: `raw` is a live connection, and the text is as long as the call is told.
         let literal =
             unsafe { pq_sys::PQescapeLiteral(self.raw.as_ptr(), text.as_ptr().cast(), text.len()) };
         // SAFETY: the literal is null or a string that libpq allocated; it is copied, and then freed.
-        unsafe {
-            let quoted = self::text(literal).unwrap_or_else(|| "''".to_owned());
+        let quoted = unsafe {
+            let quoted = self::text(literal);
             pq_sys::PQfreemem(literal.cast());
             quoted
-        }
+        };
+        quoted.ok_or_else(|| self.error())
     }
 
     /// What is needed to cancel the running query from elsewhere (`PQgetCancel`).

@@ -6,7 +6,7 @@ use std::ffi::CString;
 
 use crate::label;
 use crate::lock::{self, Claim, OWN_DATABASE};
-use crate::pq::{Connection, Outcome};
+use crate::pq::{Connection, Error, Outcome};
 use crate::sys;
 
 /// The columns of the table.
@@ -16,8 +16,14 @@ const HEAD: [&str; 10] = [
 
 /// The question whether the server is a standby, and who holds a lock and who waits for it; without a claim, all advisory
 /// locks of the database.
-pub fn sql(connection: &Connection, claim: Option<&Claim>) -> CString {
-    let condition = claim.map_or("true".to_owned(), |claim| claim.condition(connection));
+///
+/// # Errors
+/// The name of the lock cannot be said to the server.
+pub fn sql(connection: &Connection, claim: Option<&Claim>) -> Result<CString, Error> {
+    let condition = match claim {
+        Some(claim) => claim.condition(connection)?,
+        None => "true".to_owned(),
+    };
     let at_door = format!(
         "objsubid = '2' and objid = '0' and {}",
         match claim {
@@ -25,7 +31,7 @@ pub fn sql(connection: &Connection, claim: Option<&Claim>) -> CString {
             None => IS_LABEL,
         }
     );
-    lock::query(&format!(
+    Ok(lock::query(&format!(
         "select pg_catalog.pg_is_in_recovery(); \
          select case when granted and not ({at_door}) \
          then 'holder' else 'waiter' end state, \
@@ -38,7 +44,7 @@ pub fn sql(connection: &Connection, claim: Option<&Claim>) -> CString {
          where locktype = 'advisory' and {condition} \
          and not (objsubid = '2' and objid = '4294967295' and {IS_LABEL}) and {OWN_DATABASE} \
          order by lock, state, locks.pid"
-    ))
+    )))
 }
 
 /// Whether the session is one of pglock's: then it waits at the door of some slots, `(N, 0)`, or for an

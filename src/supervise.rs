@@ -376,7 +376,10 @@ impl Supervisor<'_> {
             // Every question is a sign of life; with nothing to ask an empty one will do.
             Question::Beat => c";".into(),
             Question::Rename => match &self.name {
-                Some(name) if label::is_label(connection) => self.lock.rename_sql(connection, name),
+                Some(name) if label::is_label(connection) => {
+                    let rename = self.lock.rename_sql(connection, name);
+                    rename.unwrap_or_else(|_| c";".into())
+                }
                 Some(_) | None => c";".into(),
             },
             Question::Retake => self.lock.retake_sql(connection),

@@ -11,11 +11,13 @@ use crate::support::*;
 /// Those that never give up for want of time.
 const ALL: [&[&str]; 3] = [&[], &["--wait", "30"], &["--block"]];
 
-/// A port of 127.0.0.1 that leads one client to the server, and has it report a parameter more than it does.
+/// A port of 127.0.0.1 that leads one client to the server, and has it report this value of a parameter in the place of
+/// its own, if it has one.
 fn reporting(server: &Server, name: &str, value: &str) -> u16 {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("listen");
     let port = listener.local_addr().expect("an address").port();
     let socket = server.socket();
+    let begins = format!("{name}\0").into_bytes();
     let mut report = vec![b'S'];
     report.extend((name.len() as u32 + value.len() as u32 + 6).to_be_bytes());
     report.extend(format!("{name}\0{value}\0").bytes());
@@ -30,16 +32,35 @@ fn reporting(server: &Server, name: &str, value: &str) -> u16 {
             let _ = std::io::copy(&mut from_client, &mut to_server);
             let _ = to_server.shutdown(Shutdown::Write);
         });
-        // That the client is trusted comes first, and after that the parameters.
-        let mut welcome = [0; 9];
-        server.read_exact(&mut welcome).expect("a welcome");
-        assert_eq!(welcome, *b"R\0\0\0\x08\0\0\0\0");
-        client.write_all(&welcome).expect("write");
-        client.write_all(&report).expect("write");
+        // All parameters come before it is ready for a query.
+        loop {
+            let (kind, body) = message(&mut server);
+            if kind == b'Z' {
+                client.write_all(&report).expect("write");
+            }
+            if !(kind == b'S' && body.starts_with(&begins)) {
+                let length = (body.len() as u32 + 4).to_be_bytes();
+                let whole = [&[kind][..], &length, &body].concat();
+                client.write_all(&whole).expect("write");
+            }
+            if kind == b'Z' {
+                break;
+            }
+        }
         let _ = std::io::copy(&mut server, &mut client);
         let _ = client.shutdown(Shutdown::Write);
     });
     port
+}
+
+/// The server's next message: its kind and what is in it.
+fn message(server: &mut UnixStream) -> (u8, Vec<u8>) {
+    let mut head = [0; 5];
+    server.read_exact(&mut head).expect("a message");
+    let length = u32::from_be_bytes([head[1], head[2], head[3], head[4]]);
+    let mut body = vec![0; length as usize - 4];
+    server.read_exact(&mut body).expect("a whole message");
+    (head[0], body)
 }
 
 /// A port of 127.0.0.1 where a client is let in and gets this answer to its query, once or `again` and again.
@@ -100,6 +121,33 @@ fn cockroachdb_is_refused_by_name() {
         .run()
         .assert_status(0);
     assert!(marker.exists());
+}
+
+#[test]
+fn a_name_that_would_be_another_to_the_server_is_refused() {
+    let server = Server::new();
+    let marker = Marker::new();
+    for encoding in ["EUC_JP", "SJIS", "LATIN1", "SQL_ASCII"] {
+        let named = |name: &str, flags: &[&str]| {
+            let port = reporting(&server, "client_encoding", encoding);
+            Pglock::at(port).flags(["--lockname", name]).flags(flags)
+        };
+        for flags in ALL
+            .into_iter()
+            .chain([&["--slots", "2"][..], &["--shared"]])
+        {
+            let output = named("grün", flags).command(marker.command()).run();
+            output.assert_failed(&["the name of the lock cannot be said", encoding]);
+            assert!(!marker.exists(), "{encoding}, {flags:?}");
+        }
+        let status = named("grün", &["--status"]).run();
+        status.assert_failed(&["the name of the lock cannot be said", encoding]);
+        // One that is the same in all encodings is as good as ever.
+        let output = named("it's green", &[]).command(marker.command()).run();
+        output.assert_status(0);
+        assert!(marker.exists());
+        marker.reset();
+    }
 }
 
 #[test]
