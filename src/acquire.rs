@@ -445,7 +445,7 @@ impl<'a> Attempt<'a> {
         turn: Duration,
     ) -> Result<Verdict, Failure> {
         let outcomes = self.call(session, sql, turn)?;
-        match lock::verdict(&outcomes, self.claim.shared) {
+        match self.claim.verdict(&outcomes) {
             Verdict::Refused(judged) if !matches!(outcomes.last(), Some(Outcome::Failed(_))) => {
                 Err(failed(format_args!("{LOCK_CALL}: {judged}")).into())
             }
@@ -560,7 +560,7 @@ impl<'a> Attempt<'a> {
         if self.hold == Hold::Transaction {
             // A pooler closes the server's connection too if its client leaves in a transaction.
             drive::last_word(session, c"rollback", self.signals);
-        } else if let Verdict::Held(key, _) = lock::verdict(&outcomes, self.claim.shared) {
+        } else if let Verdict::Held(key, _) = self.claim.verdict(&outcomes) {
             // Granted before the cancel came.
             drive::release(
                 session,

@@ -383,6 +383,22 @@ impl Claim {
         query(&format!("select {TOKEN}"))
     }
 
+    /// What the answer to [`try_sql`](Self::try_sql) or [`wait_sql`](Self::wait_sql) means.
+    pub fn verdict(&self, outcomes: &[Outcome]) -> Verdict {
+        verdict(outcomes, self.shared, |key| self.comes_to(key))
+    }
+
+    /// Whether this is a key of the lock that is wanted, or of a slot of it. Of a name only the server knows it.
+    fn comes_to(&self, key: Key) -> bool {
+        match (&self.name, key) {
+            (Name::Id(id), Key::One(key)) => i64::from(*id) == key,
+            (Name::Id(id), Key::Two(first, slot)) => {
+                *id as i32 == first && slot > 1 && i64::from(slot) <= self.slots.into()
+            }
+            (Name::Text(_), key) => matches!(key, Key::One(_)),
+        }
+    }
+
     /// The lock that this claim has come to.
     pub fn lock(&self, key: Key, hold: Hold) -> Lock {
         Lock {
@@ -691,7 +707,7 @@ impl Lock {
 
     /// What the answer to [`retake_sql`](Self::retake_sql) or [`check_sql`](Self::check_sql) means.
     pub fn verdict(&self, outcomes: &[Outcome]) -> Verdict {
-        verdict(outcomes, self.shared)
+        verdict(outcomes, self.shared, |key| key == self.key)
     }
 
     fn suffix(&self) -> &'static str {
@@ -744,8 +760,8 @@ fn guards(connection: &Connection, hold: Hold, caution: Caution, ttl: Option<Dur
     format!("case {pooled}when pg_catalog.pg_is_in_recovery() then 'standby' {young}")
 }
 
-/// What the answer to an attempt at a lock, `shared` or not, means.
-pub fn verdict(outcomes: &[Outcome], shared: bool) -> Verdict {
+/// What the answer to an attempt at a lock, `shared` or not, means; `wanted` tells whether a key is the lock's.
+fn verdict(outcomes: &[Outcome], shared: bool, wanted: impl Fn(Key) -> bool) -> Verdict {
     let refused = |message: &str| {
         Verdict::Refused(Error {
             message: message.to_owned(),
@@ -776,6 +792,9 @@ pub fn verdict(outcomes: &[Outcome], shared: bool) -> Verdict {
             let key = parts.next().and_then(Key::parse);
             let token = parts.next().map(str::parse).transpose();
             match (held, key, token) {
+                (true, Some(key), Ok(_)) if !wanted(key) => {
+                    refused("the server granted another lock than the one that it was asked for")
+                }
                 (true, Some(key), Ok(token)) if is_proven(proof, key, shared) => {
                     Verdict::Held(key, token)
                 }
@@ -852,4 +871,76 @@ pub fn query(statements: &str) -> CString {
     sys::c_string(format!(
         "set local search_path to pg_catalog, pg_temp; {statements}"
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn claim(name: Name, slots: u32) -> Claim {
+        Claim {
+            name,
+            shared: false,
+            slots,
+            settings: Settings::new(None),
+            fence: false,
+        }
+    }
+
+    /// The answer of a server that has granted this key, and shows it in its lock table.
+    fn granted(key: Key) -> [Outcome; 3] {
+        let proof = row(key).into_iter().chain([Some("ExclusiveLock".into())]);
+        [
+            Outcome::Done { rows: vec![] },
+            Outcome::Done {
+                rows: vec![vec![Some(format!("held {key}"))]],
+            },
+            Outcome::Done {
+                rows: vec![proof.collect()],
+            },
+        ]
+    }
+
+    #[test]
+    fn no_other_key_will_do_than_that_of_the_lock() {
+        let id = |id, slots| claim(Name::Id(id), slots);
+        let name = |slots| claim(Name::Text("x".into()), slots);
+        for (claim, key, is_right) in [
+            (id(1, 1), Key::One(1), true),
+            (id(1, 1), Key::One(2), false),
+            (id(1, 1), Key::One(1 << 32 | 1), false),
+            (id(1, 1), Key::Two(0, 1), false),
+            (id(1, 1), Key::Two(1, 1), false),
+            (id(1, 1), Key::Two(1, 2), false),
+            (id(u32::MAX, 2), Key::One(u32::MAX.into()), true),
+            (id(u32::MAX, 2), Key::One(-1), false),
+            (id(u32::MAX, 2), Key::Two(-1, 2), true),
+            (id(3, 5), Key::Two(3, 5), true),
+            (id(3, 5), Key::Two(3, 6), false),
+            (id(3, 5), Key::Two(3, 1), false),
+            (id(3, 5), Key::Two(3, DOOR), false),
+            (id(3, 5), Key::Two(3, GATE), false),
+            (id(3, 5), Key::Two(2, 5), false),
+            (name(1), Key::One(-7), true),
+            (name(5), Key::One(7), true),
+            (name(1), Key::Two(0, 1), false),
+            (name(5), Key::Two(1, 2), false),
+        ] {
+            let verdict = claim.verdict(&granted(key));
+            let held = Verdict::Held(key, None);
+            assert_eq!(verdict == held, is_right, "{claim:?}, {key:?}: {verdict:?}");
+            assert!(
+                is_right || matches!(verdict, Verdict::Refused(_)),
+                "{verdict:?}"
+            );
+        }
+        // Who takes it again knows which it was.
+        for key in [Key::One(1), Key::Two(1, 2), Key::One(-7)] {
+            for other in [Key::One(1), Key::Two(1, 2), Key::Two(1, 3), Key::One(-7)] {
+                let lock = id(1, 3).lock(key, Hold::Session);
+                let held = lock.verdict(&granted(other)) == Verdict::Held(other, None);
+                assert_eq!(held, key == other, "{key:?}, {other:?}");
+            }
+        }
+    }
 }

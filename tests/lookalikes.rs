@@ -11,16 +11,17 @@ use crate::support::*;
 /// Those that never give up for want of time.
 const ALL: [&[&str]; 3] = [&[], &["--wait", "30"], &["--block"]];
 
-/// A port of 127.0.0.1 that leads one client to the server, and has it report this value of a parameter in the place of
-/// its own, if it has one.
-fn reporting(server: &Server, name: &str, value: &str) -> u16 {
+/// A message of the server's: its kind and what is in it.
+type Message = (u8, Vec<u8>);
+
+/// A port of 127.0.0.1 that leads one client to the server, whose messages this may change.
+fn changing(
+    server: &Server,
+    mut change: impl FnMut(Message) -> Vec<Message> + Send + 'static,
+) -> u16 {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("listen");
     let port = listener.local_addr().expect("an address").port();
     let socket = server.socket();
-    let begins = format!("{name}\0").into_bytes();
-    let mut report = vec![b'S'];
-    report.extend((name.len() as u32 + value.len() as u32 + 6).to_be_bytes());
-    report.extend(format!("{name}\0{value}\0").bytes());
     thread::spawn(move || {
         let (mut client, _) = listener.accept().expect("a client");
         let mut server = UnixStream::connect(socket).expect("the server");
@@ -32,35 +33,38 @@ fn reporting(server: &Server, name: &str, value: &str) -> u16 {
             let _ = std::io::copy(&mut from_client, &mut to_server);
             let _ = to_server.shutdown(Shutdown::Write);
         });
-        // All parameters come before it is ready for a query.
-        loop {
-            let (kind, body) = message(&mut server);
-            if kind == b'Z' {
-                client.write_all(&report).expect("write");
-            }
-            if !(kind == b'S' && body.starts_with(&begins)) {
+        while let Some(message) = message(&mut server) {
+            for (kind, body) in change(message) {
                 let length = (body.len() as u32 + 4).to_be_bytes();
                 let whole = [&[kind][..], &length, &body].concat();
-                client.write_all(&whole).expect("write");
-            }
-            if kind == b'Z' {
-                break;
+                let _ = client.write_all(&whole);
             }
         }
-        let _ = std::io::copy(&mut server, &mut client);
         let _ = client.shutdown(Shutdown::Write);
     });
     port
 }
 
-/// The server's next message: its kind and what is in it.
-fn message(server: &mut UnixStream) -> (u8, Vec<u8>) {
+/// The server's next message.
+fn message(server: &mut UnixStream) -> Option<Message> {
     let mut head = [0; 5];
-    server.read_exact(&mut head).expect("a message");
+    server.read_exact(&mut head).ok()?;
     let length = u32::from_be_bytes([head[1], head[2], head[3], head[4]]);
     let mut body = vec![0; length as usize - 4];
-    server.read_exact(&mut body).expect("a whole message");
-    (head[0], body)
+    server.read_exact(&mut body).ok()?;
+    Some((head[0], body))
+}
+
+/// The same, with this value of a parameter in the place of the server's own, if it has one.
+fn reporting(server: &Server, name: &str, value: &str) -> u16 {
+    let begins = format!("{name}\0").into_bytes();
+    let mut report = Some((b'S', format!("{name}\0{value}\0").into_bytes()));
+    changing(server, move |message| match message {
+        (b'S', body) if body.starts_with(&begins) => vec![],
+        // All parameters come before it is ready for a query.
+        message if message.0 == b'Z' => report.take().into_iter().chain([message]).collect(),
+        message => vec![message],
+    })
 }
 
 /// A port of 127.0.0.1 where a client is let in and gets this answer to its query, once or `again` and again.
@@ -121,6 +125,40 @@ fn cockroachdb_is_refused_by_name() {
         .run()
         .assert_status(0);
     assert!(marker.exists());
+}
+
+#[test]
+fn another_lock_than_the_one_that_was_asked_for_is_not_taken_for_it() {
+    // Each field of a row stands after its length.
+    let field = |text: &str| [&(text.len() as u32).to_be_bytes()[..], text.as_bytes()].concat();
+    let in_one_bigint = |object: &str| [field(object), field("1")].concat();
+    let server = Server::new();
+    let marker = Marker::new();
+    for (word, proof) in [("held 2", "2"), ("held 1", "1")] {
+        let changes = [
+            (field("held 1"), field(word)),
+            (in_one_bigint("1"), in_one_bigint(proof)),
+        ];
+        let lying = move |(kind, mut body): Message| {
+            for (from, to) in &changes {
+                let at = body.windows(from.len()).position(|part| part == from);
+                if let Some(at) = at.filter(|_| kind == b'D') {
+                    body.splice(at..at + from.len(), to.clone());
+                }
+            }
+            vec![(kind, body)]
+        };
+        let output = Pglock::at(changing(&server, lying))
+            .command(marker.command())
+            .run();
+        if proof == "1" {
+            output.assert_status(0);
+            assert!(marker.exists());
+        } else {
+            output.assert_failed(&["another lock than the one that it was asked for"]);
+            assert!(!marker.exists());
+        }
+    }
 }
 
 #[test]
