@@ -751,10 +751,7 @@ fn refused(what: &str, error: &Error) -> Failure {
 fn advice(error: &Error) -> &'static str {
     if error.message.contains("no password supplied") {
         " (PGLOCK_PASS or a password file has it)"
-    } else if error
-        .message
-        .contains("permission denied for language plpgsql")
-    {
+    } else if error.sqlstate.as_deref() == Some("42501") && error.message.contains("plpgsql") {
         " (to wait for a lock takes it: grant usage on language plpgsql)"
     } else {
         ""

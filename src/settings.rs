@@ -68,8 +68,11 @@ impl Settings {
             error.sqlstate.as_deref(),
             Some("42501" | "55P02" | "42704" | "22023")
         );
-        let quoted = |name: &&str| error.message.contains(&format!("\"{name}\""));
-        match NAMES.iter().position(|name| is_refusal && quoted(name)) {
+        // Servers speak many languages, each with quotes of its own; the name is the same in all.
+        let is_between = |c: char| !(c.is_ascii_alphanumeric() || c == '_');
+        let words: Vec<&str> = error.message.split(is_between).collect();
+        let bit = NAMES.iter().position(|name| words.contains(name));
+        match bit.filter(|_| is_refusal) {
             Some(bit) if self.refused & (1 << bit) == 0 => {
                 self.refused |= 1 << bit;
                 true
@@ -179,6 +182,50 @@ mod tests {
         let set = names(settings, 150_000, Hold::Session);
         assert!(!set.contains(&"statement_timeout") && !set.contains(&"idle_session_timeout"));
         assert!(set.contains(&"tcp_keepalives_idle"));
+    }
+
+    #[test]
+    fn a_refusal_is_understood_in_any_language() {
+        for (sqlstate, message) in [
+            ("42501", "keine Berechtigung, um Parameter »%« zu setzen"),
+            ("42501", "keine Berechtigung, um Parameter „%“ zu setzen"),
+            ("42501", "droit refusé pour initialiser le paramètre « % »"),
+            (
+                "42501",
+                "droit refusé pour initialiser le paramètre «\u{a0}%\u{a0}»",
+            ),
+            (
+                "42501",
+                "se ha denegado el permiso para cambiar la opción «%»",
+            ),
+            ("55P02", "現在パラメータ\"%\"を変更できません"),
+            (
+                "55P02",
+                "el parámetro «%» no se puede cambiar en este momento",
+            ),
+            ("42704", "paramètre de configuration « % » non reconnu"),
+            ("22023", "ungültiger Wert für Parameter »%«: 15000"),
+        ] {
+            for name in NAMES {
+                let refusal = |name: &str| Error {
+                    sqlstate: Some(sqlstate.to_owned()),
+                    message: message.replace('%', name),
+                    reached: true,
+                };
+                let mut settings = Settings::new(Some(Duration::from_secs(15)));
+                assert!(settings.refuse(&refusal(name)), "{name}: {message}");
+                assert!(settings.is_refused(name));
+                // No more than that one, and by no part of its name.
+                assert_eq!(settings.refused.count_ones(), 1, "{name}");
+                for other in [
+                    format!("{name}s"),
+                    format!("my_{name}"),
+                    format!("{name}_2"),
+                ] {
+                    assert!(!Settings::new(None).refuse(&refusal(&other)), "{other}");
+                }
+            }
+        }
     }
 
     #[test]

@@ -273,7 +273,7 @@ fn a_setting_that_the_server_refuses_is_done_without() {
         (
             "statement_timeout",
             "42501",
-            "permission denied to set parameter \"%s\"",
+            "keine Berechtigung, um Parameter »%s« zu setzen",
         ),
         (
             "idle_session_timeout",
