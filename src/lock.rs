@@ -28,13 +28,13 @@ use crate::sys;
 /// the server's `deadlock_timeout`, 1 s, it also spares the server a deadlock check for each waiter.
 pub const TURN: u32 = 900;
 
-/// When the server last lost all its sessions is the later of these two: a clean restart moves the start
-/// of the postmaster, a crash of a backend restarts the rest under the same postmaster and resets the
-/// statistics.
-const LOST: [&str; 2] = [
-    "pg_catalog.pg_postmaster_start_time()",
-    "pg_catalog.pg_stat_get_bgwriter_stat_reset_time()",
-];
+/// When the postmaster started. A restart moves it.
+const START: &str = "pg_catalog.pg_postmaster_start_time()";
+
+/// When the statistics of the background writer were reset. A crash of a backend, which ends all sessions and restarts the
+/// rest under the same postmaster, resets all statistics. An administrator may reset these too, see [`resets`]; but where
+/// they were not, there was no crash.
+const RESET: &str = "pg_catalog.pg_stat_get_bgwriter_stat_reset_time()";
 
 /// How long a waiter makes sure that the server is not being shut down, in seconds. A shutdown ends one
 /// backend after the other: the holder's may be gone, and its lock granted to a waiter whose own backend
@@ -337,20 +337,24 @@ impl Claim {
     /// As [`try_sql`](Self::try_sql).
     pub fn age_sql(&self, connection: &Connection, hold: Hold) -> Result<CString, Error> {
         let ttl = self.settings.ttl.unwrap_or_default().as_secs();
-        let lost = LOST.join(", ");
-        let [start, reset] = LOST;
-        let first = |counters: [&str; 2]| {
-            let [timed, requested] =
-                counters.map(|name| format!("pg_catalog.pg_stat_get_{name}()"));
-            format!("{reset} < {start} and {timed} + {requested} = 0")
+        let lost = lost_at_the_latest(connection);
+        let first = |of_counters: [&str; 3]| {
+            let [reset, timed, requested] =
+                of_counters.map(|name| format!("pg_catalog.pg_stat_get_{name}()"));
+            format!("{reset} < {START} and {timed} + {requested} = 0")
         };
         let is_first = match connection.server_version() {
             ..150_000 => "false".to_owned(),
             150_000..170_000 => first([
+                "bgwriter_stat_reset_time",
                 "bgwriter_timed_checkpoints",
                 "bgwriter_requested_checkpoints",
             ]),
-            170_000.. => first(["checkpointer_num_timed", "checkpointer_num_requested"]),
+            170_000.. => first([
+                "checkpointer_stat_reset_time",
+                "checkpointer_num_timed",
+                "checkpointer_num_requested",
+            ]),
         };
         let is_held = if self.slots == 1 {
             let mode = if self.shared {
@@ -371,8 +375,7 @@ impl Claim {
             Hold::Transaction => String::new(),
         };
         Ok(query(&format!(
-            "{settings}select '{ttl}' - extract(epoch from pg_catalog.clock_timestamp() - greatest({lost})), {is_first}, \
-             {is_held}"
+            "{settings}select '{ttl}' - extract(epoch from pg_catalog.clock_timestamp() - {lost}), {is_first}, {is_held}"
         )))
     }
 
@@ -593,6 +596,10 @@ impl Lock {
     /// Tries to take the lock again on a new connection, and asks how long ago the server lost all its
     /// sessions.
     pub fn retake_sql(&self, connection: &Connection) -> CString {
+        query(&self.retake(connection))
+    }
+
+    fn retake(&self, connection: &Connection) -> String {
         let transaction = match self.hold {
             Hold::Session => "",
             Hold::Transaction => "_xact",
@@ -602,13 +609,13 @@ impl Lock {
             self.suffix(),
             self.key
         );
-        query(&format!(
+        format!(
             "{}{}; {}; {}",
             begin(self.hold),
             self.settings.sql(connection, self.hold, 0),
-            lost(),
+            lost(connection),
             self.verdict_sql(connection, &taken)
-        ))
+        )
     }
 
     /// Puts the lease in force again, and asks whether the lock is still held.
@@ -682,7 +689,7 @@ impl Lock {
 
     /// Asks for the age of a backend, in seconds, if it holds this lock.
     pub fn holder_sql(&self, backend: i32) -> CString {
-        sql(format!(
+        query(&format!(
             "select extract(epoch from pg_catalog.clock_timestamp() - backend_start) \
              from pg_catalog.pg_stat_get_activity({backend}) \
              where exists (select from pg_catalog.pg_lock_status() where locktype = 'advisory' and granted \
@@ -698,10 +705,9 @@ impl Lock {
             ..140_000 => "",
             140_000.. => ", 1000",
         };
-        let retake = self.retake_sql(connection);
-        sql(format!(
+        query(&format!(
             "select pg_catalog.pg_terminate_backend({backend}{limit}); {}",
-            retake.to_string_lossy()
+            self.retake(connection)
         ))
     }
 
@@ -746,14 +752,20 @@ fn guards(connection: &Connection, hold: Hold, caution: Caution, ttl: Option<Dur
     };
     let young = match (caution, ttl) {
         (Caution::HoldOff, Some(ttl)) => {
-            let lost = LOST.map(|moment| {
+            let is_late = |moment: &str| {
                 format!(
                     "pg_catalog.timestamptz_gt({moment}, \
                      pg_catalog.timestamptz_mi_interval('now', '{} s'))",
                     ttl.as_secs()
                 )
-            });
-            format!("when {} then 'young' ", lost.join(" or "))
+            };
+            let lost = match hold {
+                // What tells a crash from a reset is dear to a new backend: where it may be either, `age_sql` asks.
+                Hold::Session => format!("{} or {}", is_late(START), is_late(RESET)),
+                // The next question may come to another server than this one.
+                Hold::Transaction => is_late(&lost_at_the_latest(connection)),
+            };
+            format!("when {lost} then 'young' ")
         }
         _ => String::new(),
     };
@@ -808,14 +820,49 @@ fn verdict(outcomes: &[Outcome], shared: bool, wanted: impl Fn(Key) -> bool) -> 
     }
 }
 
-/// Asks how long ago the server lost all its sessions.
-pub fn lost_sql() -> CString {
-    query(&lost())
+/// When the server's statistics were reset, by their kinds: those that a crash resets at one and the same moment; and, from
+/// version 15 on, some that stand in shared memory and nowhere else, and are as old as that, which a crash makes anew before it
+/// resets the others.
+fn resets(connection: &Connection) -> (Vec<String>, Option<String>) {
+    let version = connection.server_version();
+    let of_kind = |kind| format!("(select stats_reset from pg_catalog.pg_stat_get_{kind}())");
+    let mut at_once = vec![RESET.to_owned(), of_kind("archiver")];
+    if version >= 140_000 {
+        at_once.push(of_kind("wal"));
+    }
+    let memory = (version >= 150_000).then(|| of_kind("recovery_prefetch"));
+    (at_once, memory)
 }
 
-fn lost() -> String {
-    let lost = LOST.join(", ");
-    format!("select extract(epoch from pg_catalog.clock_timestamp() - greatest({lost}))")
+/// When the server last lost all its sessions, for one who has to know of every time that it did. An administrator who
+/// resets one kind of statistics changes nothing; one who resets all makes it seem later than it was.
+fn lost_at_the_latest(connection: &Connection) -> String {
+    let (mut resets, memory) = resets(connection);
+    resets.extend(memory);
+    format!("greatest({START}, least({}))", resets.join(", "))
+}
+
+/// The same for one who has to be sure that it did: where an administrator may have reset statistics since, it seems
+/// earlier than it was.
+fn lost_at_the_earliest(connection: &Connection) -> String {
+    let (at_once, memory) = resets(connection);
+    let mut is_crash: Vec<String> = at_once.windows(2).map(|two| two.join(" = ")).collect();
+    is_crash.extend(memory.iter().map(|memory| format!("{memory} < {RESET}")));
+    format!(
+        "greatest({START}, case when {} then {} end)",
+        is_crash.join(" and "),
+        memory.as_deref().unwrap_or(RESET)
+    )
+}
+
+/// Asks how long ago the server lost all its sessions.
+pub fn lost_sql(connection: &Connection) -> CString {
+    query(&lost(connection))
+}
+
+fn lost(connection: &Connection) -> String {
+    let lost = lost_at_the_earliest(connection);
+    format!("select extract(epoch from pg_catalog.clock_timestamp() - {lost})")
 }
 
 /// From the answer to [`Lock::retake_sql`], where it stands before the verdict: how long ago the server lost

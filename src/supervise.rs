@@ -383,7 +383,7 @@ impl Supervisor<'_> {
                 Some(_) | None => c";".into(),
             },
             Question::Retake => self.lock.retake_sql(connection),
-            Question::Age => lock::lost_sql(),
+            Question::Age => lock::lost_sql(connection),
             Question::Holder => self.lock.holder_sql(self.backend_pid),
             Question::Evict => self.lock.evict_sql(connection, self.backend_pid),
             Question::Lift => self.lock.lift_sql(connection),

@@ -795,6 +795,111 @@ fn a_cluster_that_is_young_but_was_used_is_not_fresh() {
     });
 }
 
+// The statistics, by which a crash is known
+
+/// Resets these kinds of statistics, in one statement.
+fn reset(kinds: &[&str]) -> String {
+    let calls: Vec<String> = kinds
+        .iter()
+        .map(|kind| format!("pg_stat_reset_shared('{kind}')"))
+        .collect();
+    format!("select {}", calls.join(", "))
+}
+
+/// All kinds that this server has. Those by which a new cluster is known stand alone at first.
+fn all_kinds(version: u32) -> Vec<&'static str> {
+    [
+        (170_000, "checkpointer"),
+        (140_000, "archiver"),
+        (140_000, "bgwriter"),
+        (140_000, "wal"),
+        (150_000, "recovery_prefetch"),
+        (160_000, "io"),
+        (170_000, "slru"),
+    ]
+    .into_iter()
+    .filter_map(|(since, kind)| (version >= since).then_some(kind))
+    .collect()
+}
+
+#[test]
+fn a_reset_of_statistics_delays_nobody() {
+    const TTL: &str = "3";
+    let server = Server::new();
+    let pooler = pgbouncer::Pgbouncer::new(&server, "transaction", 2, &[]);
+    eventually("the server is old enough", PATIENCE, || {
+        let is_old = format!("select now() > pg_postmaster_start_time() + '{TTL} s'");
+        (server.psql(&is_old) == "t").then_some(())
+    });
+    // All but one may be reset, and those of the database too.
+    let mut kinds = all_kinds(version(&server));
+    kinds.retain(|kind| *kind != "recovery_prefetch");
+    if version(&server) < 150_000 {
+        kinds.retain(|kind| *kind != "wal");
+    }
+    for reset in [reset(&["bgwriter"]), reset(&kinds)] {
+        server.psql(&format!("{reset}, pg_stat_reset()"));
+        for pglock in [Pglock::on(&server), pooler.pglock()] {
+            let output = pglock
+                .flags(["--ttl", TTL, "--grace", "0", "--conflict-exit-code", "77"])
+                .sh("echo mine")
+                .run();
+            output.assert_status(0).assert_stdout("mine\n");
+            assert_never_says(&output, &["holding off"]);
+        }
+    }
+}
+
+#[test]
+fn a_reset_of_statistics_hides_no_crash() {
+    thread::scope(|scope| {
+        for restart in [Restart::Stop(Stop::Fast), Restart::Crash] {
+            scope.spawn(move || {
+                let server = Server::new();
+                restart.strike(&server);
+                for kind in all_kinds(version(&server)) {
+                    server.psql(&reset(&[kind]));
+                    let output = Pglock::on(&server)
+                        .flags(["--ttl", "60", "--wait", "1", "--conflict-exit-code", "77"])
+                        .sh("echo mine")
+                        .run();
+                    output.assert_status(77).assert_stdout("");
+                    assert_says(&output, &["holding off"]);
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn a_reset_of_statistics_is_no_restart_to_a_holder_whose_session_was_ended() {
+    let server = Server::new();
+    let kinds = all_kinds(version(&server));
+    let mut resets: Vec<String> = kinds.iter().map(|kind| reset(&[kind])).collect();
+    resets.push(reset(&kinds));
+    if version(&server) >= 170_000 {
+        resets.push("select pg_stat_reset_shared()".to_owned());
+    }
+    // All before the first: whoever comes after it holds off.
+    let runs: Vec<Running> = (1..=resets.len())
+        .map(|id| start(on(&server).flag(format!("--lockid={id}")), POLITE))
+        .collect();
+    for ((run, reset), id) in runs.into_iter().zip(resets).zip(1..) {
+        server.psql(&reset);
+        terminate_holder(&server, id);
+        let output = run.wait();
+        output.assert_status(124).assert_stdout("ready\ntold\n");
+        assert_says(
+            &output,
+            &[
+                "the lock is lost: the session that held it ended",
+                "while the server ran on; somebody may have had it meanwhile",
+            ],
+        );
+        assert_never_says(&output, &["nobody has had it meanwhile"]);
+    }
+}
+
 // What is frozen
 
 #[test]
