@@ -618,11 +618,15 @@ impl<'a> Attempt<'a> {
                 Err(Interrupt::Late) if sys::now() < deadline => {}
                 Err(Interrupt::Late) if deadline < then => return Err(Stop::NotObtained.into()),
                 // It has not lost its sessions meanwhile, or this one would be gone; a pooler's may have been.
-                Err(Interrupt::Late) | Ok(_) => {
+                Err(Interrupt::Late) => {
                     return Ok(match self.hold {
                         Hold::Session => Caution::None,
                         Hold::Transaction => Caution::HoldOff,
                     });
+                }
+                // Nothing was asked; not all of the time has passed.
+                Ok(_) => {
+                    return Err(failed("the server gave an answer while holding off").into());
                 }
                 Err(Interrupt::Signal(signal)) => return Err(Stop::Signal(signal).into()),
                 Err(Interrupt::Failed(error)) => {

@@ -7,6 +7,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::os::unix::ffi::OsStrExt;
+use std::str::FromStr;
 use std::time::Duration;
 
 use crate::flags::{FLAGS, Flag, Id, OTHER_VARIABLES, Value};
@@ -286,13 +287,14 @@ impl Words {
         self.0[id as usize].is_some()
     }
 
-    /// A checked number, or the default of the table, or 0.
-    fn number(&self, id: Id) -> u32 {
+    /// A checked number, or the default of the table. What is neither, which cannot be, does not become a number that
+    /// might turn the lease off or take another lock.
+    fn number<T: FromStr>(&self, id: Id) -> Result<T, Error> {
         let given = self.0[id as usize].as_ref().map(|word| word.text.as_str());
         given
             .or(Flag::of(id).default)
             .and_then(|text| text.parse().ok())
-            .unwrap_or(0)
+            .ok_or_else(|| Error(format!("{} is not a number in its range", self.origin(id))))
     }
 
     /// How a value that is in force was given: `--ttl 15`, `PGLOCK_TTL=15`, `--ttl 15 (the default)`.
@@ -313,7 +315,7 @@ impl Words {
 
     /// Slots are at least one, and several are each exclusive.
     fn check_slots(&self) -> Result<(), Error> {
-        let slots = self.number(Id::Slots);
+        let slots: u32 = self.number(Id::Slots)?;
         if slots == 0 || slots > MOST_SLOTS {
             return Err(Error(format!(
                 "{} is not from 1 to {MOST_SLOTS}",
@@ -332,8 +334,8 @@ impl Words {
 
     /// The lease, if there is one and it can be kept.
     fn terms(&self) -> Result<Option<Terms>, Error> {
-        let [ttl, grace] =
-            [Id::Ttl, Id::Grace].map(|id| Duration::from_secs(self.number(id).into()));
+        let ttl = Duration::from_secs(self.number(Id::Ttl)?);
+        let grace = Duration::from_secs(self.number(Id::Grace)?);
         if ttl.is_zero() {
             return Ok(None);
         }
@@ -371,19 +373,24 @@ impl Words {
             },
             lock: match self.text(Id::Lockname) {
                 Some(name) => Name::Text(name),
-                None => Name::Id(self.number(Id::Lockid)),
+                None => Name::Id(self.number(Id::Lockid)?),
             },
             names_lock: self.is_given(Id::Lockname) || self.is_given(Id::Lockid),
             shared: self.is_given(Id::Shared),
-            slots: self.number(Id::Slots),
-            wait: match self.number(Id::Wait) {
-                _ if self.is_given(Id::Block) => Wait::Forever,
-                0 => Wait::No,
-                seconds => Wait::Seconds(seconds),
+            slots: self.number(Id::Slots)?,
+            wait: if self.is_given(Id::Block) {
+                Wait::Forever
+            } else if self.is_given(Id::Wait) {
+                match self.number(Id::Wait)? {
+                    0 => Wait::No,
+                    seconds => Wait::Seconds(seconds),
+                }
+            } else {
+                Wait::No
             },
-            conflict_exit_code: self.number(Id::ConflictExitCode) as u8,
+            conflict_exit_code: self.number(Id::ConflictExitCode)?,
             terms: self.terms()?,
-            grace: Duration::from_secs(self.number(Id::Grace).into()),
+            grace: Duration::from_secs(self.number(Id::Grace)?),
             kill_on_loss: self.text(Id::OnLoss).as_deref() != Some("continue"),
             fence: self.is_given(Id::Fence),
             verbosity: if self.is_given(Id::Quiet) {
@@ -559,6 +566,28 @@ mod tests {
         assert!(config(&["--ttl", "0", "true"], &variables).is_ok());
         assert!(config(&["--ttl", "2147484", "true"], &[]).is_err());
         assert!(config(&["--ttl", "2147483", "true"], &[]).is_ok());
+    }
+
+    #[test]
+    fn a_number_that_got_past_the_check_is_an_error_and_not_another_number() {
+        for (id, text) in [
+            (Id::Lockid, "x"),
+            (Id::Wait, "4294967296"),
+            (Id::Slots, ""),
+            (Id::ConflictExitCode, "256"),
+            (Id::Ttl, "-1"),
+            (Id::Grace, "5 s"),
+        ] {
+            let mut words = Words::default();
+            words.0[id as usize] = Some(Word {
+                text: text.to_owned(),
+                source: Source::Flag,
+                spelling: format!("--{}", Flag::of(id).name),
+            });
+            let error = words.config(Vec::new(), None).err().map(|e| e.to_string());
+            let name = Flag::of(id).name;
+            assert!(error.is_some_and(|e| e.contains(name)), "--{name} {text:?}");
+        }
     }
 
     #[test]

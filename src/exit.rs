@@ -48,8 +48,26 @@ impl Exit {
         match change {
             Change::Exited(status) => Self::Status(status),
             Change::Killed(signal) | Change::Stopped(signal) => Self::Signal(signal),
-            // No end.
-            Change::Continued => Self::Status(0),
+            // No end, and so no success.
+            Change::Continued => Self::Failed,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_command_that_exited_with_0_is_a_success() {
+        for change in [
+            Change::Exited(1),
+            Change::Killed(Signal::KILL),
+            Change::Stopped(Signal::STOP),
+            Change::Continued,
+        ] {
+            assert_ne!(Exit::of_change(change).status(), 0, "{change:?}");
+        }
+        assert_eq!(Exit::of_change(Change::Exited(0)).status(), 0);
     }
 }

@@ -89,7 +89,15 @@ fn show_status(config: &Config, start: Duration) -> Exit {
     let log = Log::new(config.verbosity);
     let answer = catch_signals().and_then(|signals| acquire::status(config, start, &signals, log));
     match answer {
-        Ok(outcomes) => print(&status::table(&outcomes)),
+        Ok(outcomes) => match status::table(&outcomes) {
+            Some(table) => print(&table),
+            None => {
+                log.error(
+                    "the server gave an unexpected answer to the question who holds the lock",
+                );
+                Exit::Failed
+            }
+        },
         Err(stop) => stopped(stop, log),
     }
 }
@@ -101,7 +109,11 @@ fn catch_signals() -> Result<Signals, Stop> {
 /// For what ended pglock before there was a command.
 fn stopped(stop: Stop, log: Log) -> Exit {
     match stop {
-        Stop::NotObtained => Exit::Status(0),
+        // Only one who wants a command skipped gets here with a lock that others hold, and it has its own status for that.
+        Stop::NotObtained => {
+            log.error("no lock was asked for, and none was obtained");
+            Exit::Failed
+        }
         Stop::Signal(signal) => {
             log.error(format_args!("{signal} came before the command ran"));
             Exit::Signal(signal)
@@ -130,4 +142,17 @@ fn version() -> String {
         env!("PGLOCK_BUILD_VERSION"),
         pq::version()
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_stops_pglock_is_no_success() {
+        let log = Log::new(Verbosity::Quiet);
+        for stop in [Stop::NotObtained, Stop::Failed("why".to_owned())] {
+            assert_eq!(stopped(stop, log), Exit::Failed);
+        }
+    }
 }

@@ -98,18 +98,20 @@ impl Row {
     }
 }
 
-fn rows(outcomes: &[Outcome]) -> Vec<Row> {
+/// The rows of an answer of a server that is not a standby; `None` for any other, which says of no lock that it is free.
+fn rows(outcomes: &[Outcome]) -> Option<Vec<Row>> {
     match outcomes {
-        [_path, _standby, Outcome::Done { rows }] => {
-            rows.iter().filter_map(|row| Row::read(row)).collect()
+        [.., standby, Outcome::Done { rows }] if standby.field(0) == Some("f") => {
+            rows.iter().map(|row| Row::read(row)).collect()
         }
-        _ => Vec::new(),
+        _ => None,
     }
 }
 
 /// Who holds the lock, in words.
 pub fn holders(outcomes: &[Outcome]) -> Vec<String> {
     rows(outcomes)
+        .unwrap_or_default()
         .iter()
         .filter(|row| row.is_holder())
         .map(|Row([_, _, _, since, host, pid, user, _, backend, command])| {
@@ -120,15 +122,15 @@ pub fn holders(outcomes: &[Outcome]) -> Vec<String> {
         .collect()
 }
 
-/// The table; `free` where nobody holds.
-pub fn table(outcomes: &[Outcome]) -> String {
-    let rows = rows(outcomes);
+/// The table; `free` where nobody holds. `None` where the answer does not tell.
+pub fn table(outcomes: &[Outcome]) -> Option<String> {
+    let rows = rows(outcomes)?;
     let mut text = String::new();
     if !rows.iter().any(Row::is_holder) {
         text.push_str("free\n");
     }
     if rows.is_empty() {
-        return text;
+        return Some(text);
     }
     let head = Row(HEAD.map(str::to_owned));
     let lines: Vec<&Row> = [&head].into_iter().chain(&rows).collect();
@@ -142,5 +144,5 @@ pub fn table(outcomes: &[Outcome]) -> String {
         text.push_str(padded.join("  ").trim_end());
         text.push('\n');
     }
-    text
+    Some(text)
 }

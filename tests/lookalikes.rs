@@ -83,6 +83,47 @@ fn answering(answer: Vec<u8>, again: bool) -> u16 {
     port
 }
 
+/// The answer to one statement: a row of these fields, or none.
+fn row(fields: &[&str]) -> Vec<u8> {
+    let message = |kind: u8, content: &[u8]| {
+        let length = content.len() as u32 + 4;
+        [&[kind], &length.to_be_bytes()[..], content].concat()
+    };
+    let count = (fields.len() as u16).to_be_bytes();
+    let text = b"c\0\0\0\0\0\0\0\0\0\0\x19\xff\xff\xff\xff\xff\xff\0\0";
+    let mut answer = message(b'T', &[&count[..], &text.repeat(fields.len())].concat());
+    if !fields.is_empty() {
+        let fields = fields.iter().map(|field| {
+            let length = field.len() as u32;
+            [&length.to_be_bytes()[..], field.as_bytes()].concat()
+        });
+        let fields: Vec<_> = fields.collect();
+        answer.extend(message(b'D', &[&count[..], &fields.concat()].concat()));
+    }
+    answer.extend(message(b'C', b"SELECT\0"));
+    answer
+}
+
+#[test]
+fn an_answer_that_does_not_tell_who_holds_the_lock_is_not_taken_for_a_free_one() {
+    const READY: &[u8] = b"Z\0\0\0\x05I";
+    for answer in [
+        vec![],
+        row(&["f"]),
+        [row(&[""]), row(&[])].concat(),
+        [row(&[]), row(&[])].concat(),
+        [row(&["maybe"]), row(&[])].concat(),
+        [row(&["f"]), row(&["holder", "exclusive", "1"])].concat(),
+    ] {
+        let port = answering([&answer, READY].concat(), false);
+        let output = Pglock::at(port).flags(["--status", "--lockid", "1"]).run();
+        output.assert_refused(&["unexpected answer"]);
+    }
+    let port = answering([&row(&["f"]), &row(&[]), READY].concat(), false);
+    let output = Pglock::at(port).flags(["--status", "--lockid", "1"]).run();
+    output.assert_status(0).assert_stdout("free\n");
+}
+
 #[test]
 fn a_server_that_copies_or_never_ends_is_left() {
     let notice = b"N\0\0\0\x17SNOTICE\0C00000\0Mx\0\0";
