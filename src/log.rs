@@ -7,6 +7,10 @@
 use std::fmt::Display;
 
 use crate::sys;
+use crate::text;
+
+/// The longest line, in bytes: what servers, hosts and users say may be of any length.
+const LONGEST: usize = 2000;
 
 /// How much to say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -61,13 +65,11 @@ pub fn error_line(time: i64, text: impl Display) -> String {
     line(time, format_args!("pglock: {text}"))
 }
 
-/// One line, whatever the text holds: libpq reports several attempts on several lines, and what users or
-/// servers wrote may hold what a terminal would obey.
+/// One line, whatever the text holds.
 fn line(time: i64, text: impl Display) -> String {
-    let text = text.to_string();
-    let lines: Vec<_> = text.lines().map(str::trim).collect();
-    let text = lines.join(" ").replace(char::is_control, "?");
-    format!("{} {text}\n", sys::local_time(time))
+    let stamp = sys::local_time(time);
+    let room = LONGEST.saturating_sub(stamp.len() + 2);
+    format!("{stamp} {}\n", text::line(&text.to_string(), room))
 }
 
 /// In pieces that a pipe takes at once if it takes anything, see pipe(7); once it does not, the rest is
@@ -78,5 +80,18 @@ fn write(line: &str) {
             return;
         }
         let _ = sys::write_all(sys::STDERR, piece);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_is_a_line_and_has_an_end() {
+        let line = line(0, "x".repeat(24_000_000));
+        assert_eq!(line.len(), LONGEST);
+        assert!(line.ends_with("x...\n"));
+        assert!(error_line(0, "a\nb").ends_with(" pglock: a b\n"));
     }
 }

@@ -21,6 +21,7 @@ mod settings;
 mod status;
 mod supervise;
 mod sys;
+mod text;
 
 use std::ffi::OsString;
 use std::time::Duration;

@@ -8,6 +8,10 @@ use crate::label;
 use crate::lock::{self, Claim, OWN_DATABASE};
 use crate::pq::{Connection, Error, Outcome};
 use crate::sys;
+use crate::text;
+
+/// The most that is shown in a column, in bytes; a server's names have 63.
+const LONGEST: usize = 255;
 
 /// The columns of the table.
 const HEAD: [&str; 10] = [
@@ -66,7 +70,7 @@ impl Row {
         };
         // A name may hold what would break the table, or what a terminal would obey.
         let text = |field: &Option<String>| match field {
-            Some(text) => text.replace(char::is_control, "?"),
+            Some(text) => text::field(text, LONGEST),
             None => "-".to_owned(),
         };
         let name = text(name);

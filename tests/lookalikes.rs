@@ -83,12 +83,14 @@ fn answering(answer: Vec<u8>, again: bool) -> u16 {
     port
 }
 
+/// A message of the protocol.
+fn message(kind: u8, content: &[u8]) -> Vec<u8> {
+    let length = content.len() as u32 + 4;
+    [&[kind], &length.to_be_bytes()[..], content].concat()
+}
+
 /// The answer to one statement: a row of these fields, or none.
 fn row(fields: &[&str]) -> Vec<u8> {
-    let message = |kind: u8, content: &[u8]| {
-        let length = content.len() as u32 + 4;
-        [&[kind], &length.to_be_bytes()[..], content].concat()
-    };
     let count = (fields.len() as u16).to_be_bytes();
     let text = b"c\0\0\0\0\0\0\0\0\0\0\x19\xff\xff\xff\xff\xff\xff\0\0";
     let mut answer = message(b'T', &[&count[..], &text.repeat(fields.len())].concat());
@@ -122,6 +124,37 @@ fn an_answer_that_does_not_tell_who_holds_the_lock_is_not_taken_for_a_free_one()
     let port = answering([&row(&["f"]), &row(&[]), READY].concat(), false);
     let output = Pglock::at(port).flags(["--status", "--lockid", "1"]).run();
     output.assert_status(0).assert_stdout("free\n");
+}
+
+#[test]
+fn what_a_server_says_without_end_is_cut() {
+    let long = "é\u{202e}\n".repeat(1_000_000);
+    let error = message(
+        b'E',
+        format!("SERROR\0VERROR\0C42000\0M{long}\0\0").as_bytes(),
+    );
+    let port = answering([&error[..], b"Z\0\0\0\x05I"].concat(), false);
+    let output = Pglock::at(port).command(["true"]).run();
+    output.assert_failed(&["é? é?", "..."]);
+    let last = output.stderr();
+    let last = last.lines().last().expect("a line");
+    assert!(last.len() < 2000, "{}", last.len());
+    // Nor is the table without end.
+    let fields = [
+        "holder",
+        "exclusive",
+        "1",
+        &long,
+        &long,
+        &long,
+        &long,
+        &long,
+    ];
+    let answer = [&row(&["f"])[..], &row(&fields), b"Z\0\0\0\x05I"].concat();
+    let output = Pglock::at(answering(answer, false)).flag("--status").run();
+    let table = output.assert_status(0).stdout();
+    assert_eq!(table.lines().count(), 2, "{}", output.report());
+    assert!(table.len() < 5_000 && !table.contains('\u{202e}'));
 }
 
 #[test]

@@ -76,9 +76,8 @@ fn assert_same_lock(server: &Server, database: &str, name: &str) {
         .run();
     output.assert_status(9);
     assert!(!marker.exists(), "{}", output.report());
-    // Each line of the log stays a line; of very long ones some may be dropped.
-    let is_long = name.len() > 1000;
-    assert!(output.log().len() == 3 || is_long, "{}", output.report());
+    // Each line of the log stays a line.
+    assert!(output.log().len() == 3, "{}", output.report());
     let other = named(server, database, &format!("{name}?"));
     other.command(marker.command()).run().assert_status(0);
     assert!(marker.exists());
@@ -93,7 +92,7 @@ fn assert_same_lock(server: &Server, database: &str, name: &str) {
     assert_eq!(session.exec(&try_it), "f", "{database}: {name:.40?}");
     let output = holder.finish();
     output.assert_status(0);
-    assert!(output.log().len() == 5 || is_long, "{}", output.report());
+    assert!(output.log().len() == 5, "{}", output.report());
     assert_eq!(session.exec(&try_it), "t", "{database}: {name:.40?}");
 }
 
@@ -202,6 +201,60 @@ fn the_log_has_the_name() {
         log[2],
         "Could not obtain lock nightly-backup, skipping command"
     );
+}
+
+#[test]
+fn what_the_eye_would_miss_is_a_question_mark_in_the_log() {
+    let server = Server::new();
+    let unseen = "a\u{202e}b\u{2066}c\u{200b}d\u{e0041}e\u{ad}f\u{feff}g";
+    let shown = "a?b?c?d?e?f?g";
+    let pglock = || named(&server, "postgres", unseen);
+    let output = pglock().command(["echo", unseen]).run();
+    output
+        .assert_status(0)
+        .assert_stdout(&format!("{unseen}\n"));
+    assert_eq!(
+        output.log()[2..4],
+        [
+            format!("Lock {shown} obtained successfully!"),
+            format!("Executing command: [echo {shown}]")
+        ]
+    );
+    let _holder = pglock().hold();
+    let output = pglock().command(["true"]).run();
+    let line = format!("Could not obtain lock {shown}, skipping command");
+    assert_eq!(output.assert_status(9).log()[2], line);
+    // Ordinary text stays as it is, in whatever script.
+    let name = "Grüße שָׁלוֹם हिन्दी ไทย 日本語　🐘";
+    let output = named(&server, "postgres", name).command(["true"]).run();
+    let line = format!("Lock {name} obtained successfully!");
+    assert_eq!(output.assert_status(0).log()[2], line);
+}
+
+#[test]
+fn no_line_of_the_log_is_longer_than_2000_bytes() {
+    let server = Server::new();
+    let name = "é".repeat(5_000);
+    let words: Vec<String> = ["true".to_owned()]
+        .into_iter()
+        .chain((0..5_000).map(|number| number.to_string()))
+        .collect();
+    let output = named(&server, "postgres", &name).command(&words).run();
+    let text = output.assert_status(0).stderr();
+    let lines: Vec<_> = text.split_inclusive('\n').collect();
+    for (place, begins) in [(2, "Lock éé"), (3, "Executing command: [true 0 1 2 ")] {
+        let line = lines[place];
+        assert!(line.contains(begins), "{line}");
+        assert!(line.ends_with("...\n"), "{line}");
+        assert!((1990..=2000).contains(&line.len()), "{}", line.len());
+    }
+    // What fits is not cut.
+    let word = "x".repeat(1_900);
+    let output = named(&server, "postgres", "a")
+        .command(["true", &word])
+        .run();
+    let line = format!("Executing command: [true {word}]");
+    assert_eq!(output.assert_status(0).log()[3], line);
 }
 
 #[test]

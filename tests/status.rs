@@ -490,6 +490,7 @@ fn roles_and_databases_of_any_name_keep_the_table_a_table() {
     let server = Server::new();
     server.psql("create role \"jürgen\" login");
     server.psql("create role \"a\nb\" login");
+    server.psql("create role \"c\u{202e}\u{200b}d\" login");
     server.psql("create database \"größe\"");
     let on = |user: &str| {
         Pglock::on(&server)
@@ -498,9 +499,11 @@ fn roles_and_databases_of_any_name_keep_the_table_a_table() {
     };
     let _one = on("jürgen").flags(["--lockid", "1"]).hold();
     let _other = on("a\nb").flags(["--lockid", "2"]).hold();
+    let _odd = on("c\u{202e}\u{200b}d").flags(["--lockid", "3"]).hold();
     let output = on("postgres").flag("--status").run();
     let (_, rows) = read(&output);
-    assert_eq!(rows.len(), 2, "{}", output.report());
+    assert_eq!(rows.len(), 3, "{}", output.report());
+    assert_eq!(rows[2].all(&["LOCK", "USER"]), ["3", "c??d"]);
     assert_eq!(rows[0].all(&["USER", "DATABASE"]), ["jürgen", "größe"]);
     let columns = ["LOCK", "DATABASE"];
     assert_eq!(rows[1].all(&columns), ["2", "größe"], "{}", output.report());
