@@ -1,16 +1,22 @@
 //! The name that a session of pglock's goes by at the server, its `application_name`: everybody may see it in
-//! `pg_stat_activity`, other than most that stands there. `pglock PID@HOST SINCE COMMAND`, where SINCE is in
-//! seconds since 1970: since when it has waited for the lock or held it.
+//! `pg_stat_activity`, other than most that stands there, and it may stand in the server's log. `pglock PID@HOST SINCE PROGRAM`,
+//! where SINCE is in seconds since 1970: since when it has waited for the lock or held it. Of the command it has
+//! the program's name alone, for the arguments may be secrets.
 
 use std::ffi::OsString;
+use std::ops::RangeInclusive;
 
 use crate::pq::Connection;
 use crate::sys;
 
 /// The server cuts longer names off.
 const LONGEST: usize = 63;
-/// How much of the host's name is shown, to leave room for the command.
+/// How much of the host's name is shown, to leave room for the program.
 const LONGEST_HOST: usize = 20;
+
+/// The times that a label may have, from the year 2000 to 9999. Any role can give itself a name that looks like a label, with a time
+/// that no calendar has.
+const TIMES: RangeInclusive<i64> = 946_684_800..=253_402_214_400;
 
 /// What a label says.
 #[derive(Debug, PartialEq, Eq)]
@@ -21,23 +27,35 @@ pub struct Label<'a> {
     pub host: &'a str,
     /// Since when it waits or holds, in seconds since 1970 by its host's clock.
     pub since: i64,
-    /// The beginning of its command.
-    pub command: &'a str,
+    /// The name of its program.
+    pub program: &'a str,
 }
 
 /// The label of this pglock, from now on.
 pub fn label(command: &[OsString]) -> String {
-    let words: Vec<_> = command.iter().map(|word| word.to_string_lossy()).collect();
-    let mut host = printable(&sys::host_name());
+    let mut host = printable(&sys::host_name()).replace(' ', "?");
     host.truncate(LONGEST_HOST);
+    if host.is_empty() {
+        host.push('?');
+    }
     let mut label = format!(
         "pglock {}@{host} {} {}",
         std::process::id(),
         sys::wall_clock(),
-        printable(&words.join(" "))
+        printable(&program(command))
     );
     label.truncate(LONGEST);
     label
+}
+
+/// The last part of the program's path. Its first word may hold more by mistake: a whole line in quotes, `NAME=value`, a
+/// connection string; all of that is left off.
+fn program(command: &[OsString]) -> String {
+    let word = command.first().map(|word| word.to_string_lossy());
+    let word = word.unwrap_or_default();
+    let is_end = |c: char| c.is_whitespace() || ['=', ':', '@', ';'].contains(&c);
+    let path = word.split(is_end).next().unwrap_or_default();
+    path.rsplit('/').next().unwrap_or_default().to_owned()
 }
 
 /// The server lets only these characters through.
@@ -53,17 +71,26 @@ pub fn is_label(connection: &Connection) -> bool {
     name.is_some_and(|name| parse(&name).is_some())
 }
 
-/// Reads a label; `None` for a session that is not pglock's, or that has a name of the user's choice.
+/// Reads a label, in the very form that [`label`] gives it; `None` for a session that is not pglock's, or that has a name of the
+/// user's choice.
 pub fn parse(label: &str) -> Option<Label<'_>> {
     let (process, rest) = label.strip_prefix("pglock ")?.split_once(' ')?;
     let (pid, host) = process.split_once('@')?;
-    let (since, command) = rest.split_once(' ')?;
-    Some(Label {
+    let (since, program) = rest.split_once(' ')?;
+    let is_pid = number(pid).is_some_and(|pid| i32::try_from(pid).is_ok());
+    let is_host = !host.is_empty() && host.bytes().all(|byte| byte.is_ascii_graphic());
+    (is_pid && is_host).then_some(Label {
         pid,
         host,
-        since: since.parse().ok()?,
-        command,
+        since: number(since).filter(|since| TIMES.contains(since))?,
+        program,
     })
+}
+
+/// A number above 0, without a sign and without zeros before it.
+fn number(text: &str) -> Option<i64> {
+    let is_plain = !text.starts_with('0') && text.bytes().all(|byte| byte.is_ascii_digit());
+    is_plain.then(|| text.parse().ok()).flatten()
 }
 
 #[cfg(test)]
@@ -72,10 +99,10 @@ mod tests {
 
     #[test]
     fn a_label_can_be_read_again() {
-        let label = label(&["backup.sh".into(), "--all".into()]);
+        let label = label(&["/opt/backup.sh".into(), "--all".into()]);
         let read = parse(&label).unwrap();
         assert_eq!(read.pid, std::process::id().to_string());
-        assert_eq!(read.command, "backup.sh --all");
+        assert_eq!(read.program, "backup.sh");
     }
 
     #[test]
@@ -87,9 +114,78 @@ mod tests {
     }
 
     #[test]
+    fn of_the_command_a_label_has_the_name_of_the_program_alone() {
+        for (word, name) in [
+            ("backup.sh", "backup.sh"),
+            ("/usr/local/bin/backup.sh", "backup.sh"),
+            ("./migrate", "migrate"),
+            ("../a/b_c-d+1.2", "b_c-d+1.2"),
+            ("sauvegarde-été", "sauvegarde-été"),
+            ("/", ""),
+            ("", ""),
+            ("mysqldump -phunter2 db", "mysqldump"),
+            ("/usr/bin/mysqldump -p/hunter2", "mysqldump"),
+            ("sh\t-c\nhunter2", "sh"),
+            ("PGPASSWORD=hunter2", "PGPASSWORD"),
+            ("PGPASSWORD=/hunter2", "PGPASSWORD"),
+            ("postgresql://me:hun/ter2@h/db", "postgresql"),
+            ("me:hunter2@h/db", "me"),
+            ("me@hunter2", "me"),
+            ("host;password=hunter2", "host"),
+        ] {
+            let command = [word.into(), "--password".into(), "hunter2".into()];
+            assert_eq!(program(&command), name, "{word:?}");
+        }
+        assert_eq!(program(&[]), "");
+    }
+
+    #[test]
     fn other_names_are_not_labels() {
-        for name in ["", "psql", "pglock", "pglock 1@h", "pglock 1@h now x"] {
+        for name in [
+            "",
+            "psql",
+            "pglock",
+            "pglock 1@h",
+            "pglock 1@h now x",
+            "pglock 1@h 1800000000",
+            "pglock  1@h 1800000000 x",
+            "pglock 0@h 1800000000 x",
+            "pglock -1@h 1800000000 x",
+            "pglock +1@h 1800000000 x",
+            "pglock 01@h 1800000000 x",
+            "pglock 2147483648@h 1800000000 x",
+            "pglock one@h 1800000000 x",
+            "pglock @h 1800000000 x",
+            "pglock 1@ 1800000000 x",
+            "pglock 1@hö 1800000000 x",
+            "pglock 1@h\t 1800000000 x",
+            "pglock 1@h 67768036191676799 x",
+            "pglock 1@h 9223372036854775807 x",
+            "pglock 1@h 9223372036854775808 x",
+            "pglock 1@h 253402300800 x",
+            "pglock 1@h 946684799 x",
+            "pglock 1@h 0 x",
+            "pglock 1@h -1800000000 x",
+            "pglock 1@h +1800000000 x",
+            "pglock 1@h 01800000000 x",
+            "pglock 1@h  x",
+        ] {
             assert_eq!(parse(name), None, "{name:?}");
+        }
+        for name in [
+            "pglock 1@h 946684800 x",
+            "pglock 2147483647@web-07.example.com 1800000000 ",
+            "pglock 1@h 1800000000 a b  c",
+        ] {
+            assert!(parse(name).is_some(), "{name:?}");
+        }
+    }
+
+    #[test]
+    fn every_time_of_a_label_is_one_of_the_calendar() {
+        for time in [TIMES.start(), TIMES.end()] {
+            let shown = sys::local_time(*time);
+            assert_eq!(shown.len(), "2018/09/05 11:17:39".len(), "{shown}");
         }
     }
 }

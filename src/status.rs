@@ -79,7 +79,7 @@ impl Row {
                 sys::local_time(label.since),
                 label.host.to_owned(),
                 label.pid.to_owned(),
-                label.command.to_owned(),
+                label.program.to_owned(),
             ],
             None => ["-".to_owned(), text(address), "-".to_owned(), name],
         };
