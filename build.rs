@@ -127,7 +127,7 @@ Flags end at the first word that is not a flag.
 Each flag can be given as the variable named with it; a flag is stronger than a variable, and an empty variable
 counts as unset.
 A switch is on with true, 1 or yes and off with false, 0 or no.
-A variable that begins with PGLOCK_ and is not known is refused.
+An unknown variable that looks like a known one misspelt is refused.
 .TP
 .B PGLOCK_PASS
 The password.

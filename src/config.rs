@@ -10,10 +10,11 @@ use std::os::unix::ffi::OsStrExt;
 use std::str::FromStr;
 use std::time::Duration;
 
-use crate::flags::{FLAGS, Flag, Id, OTHER_VARIABLES, Value};
+use crate::flags::{FLAGS, Flag, Id, PASSWORD, Value};
 use crate::lease::{LONGEST_TTL, Terms};
 use crate::lock::Name;
 use crate::log::Verbosity;
+use crate::variables::{self, PREFIX, Role};
 
 /// An attempt looks at each slot in turn, and holds a snapshot meanwhile.
 const MOST_SLOTS: u32 = 10_000;
@@ -59,6 +60,8 @@ pub struct Config {
     pub fence: bool,
     /// How much to say.
     pub verbosity: Verbosity,
+    /// The variables that look like pglock's own and are not.
+    pub passed_over: Vec<String>,
     /// The command and its arguments; empty for `--status` only.
     pub command: Vec<OsString>,
 }
@@ -158,23 +161,20 @@ pub fn read(
         }
     }
 
+    let mut passed_over = Vec::new();
     for (name, value) in environment {
-        if !name.as_bytes().starts_with(b"PGLOCK_") {
+        if !name.as_bytes().starts_with(PREFIX.as_bytes()) || value.is_empty() {
             continue;
         }
-        let name: &str = &name.to_string_lossy();
-        if value.is_empty() || OTHER_VARIABLES.contains(&name) {
-            continue;
-        }
-        match FLAGS.iter().find(|flag| flag.variable() == name) {
-            // Images and scripts keep the version that they install in such a variable.
-            Some(flag) if matches!(flag.id, Id::Help | Id::Version) => {}
-            Some(flag) => words.give(flag, value, Source::Variable, name)?,
-            None => {
-                // Without its value: PGLOCK_PASSWORD, say, holds what was meant for PGLOCK_PASS.
+        let name = name.to_string_lossy();
+        match variables::role(&name, &value.to_string_lossy()) {
+            Role::Flag(id) => words.give(Flag::of(id), value, Source::Variable, &name)?,
+            Role::Own => {}
+            Role::Other => passed_over.push(name.into_owned()),
+            // Without its value: PGLOCK_PASSWORD, say, holds what was meant for PGLOCK_PASS.
+            Role::Mistaken(meant) => {
                 return Err(Error(format!(
-                    "unknown variable {}: no flag has this name, and the password is PGLOCK_PASS; see \
-                     pglock --help",
+                    "unknown variable {}: did you mean {meant}?",
                     name.escape_debug()
                 )));
             }
@@ -187,24 +187,31 @@ pub fn read(
     words.check_slots()?;
     let password = environment
         .iter()
-        .find(|(name, value)| name == "PGLOCK_PASS" && !value.is_empty())
+        .find(|(name, value)| name == PASSWORD && !value.is_empty())
         .map(|(_, value)| value.clone());
-    if words.is_given(Id::Status) {
-        return match command.first() {
-            None => Ok(Request::Status(Box::new(words.config(command, password)?))),
-            Some(word) => Err(Error(format!(
+    let shows_status = words.is_given(Id::Status);
+    match command.first() {
+        Some(word) if shows_status => {
+            return Err(Error(format!(
                 "{} takes no command, but was given {:?}",
                 words.origin(Id::Status),
                 word.to_string_lossy()
-            ))),
-        };
+            )));
+        }
+        None if !shows_status => {
+            return Err(Error(
+                "no command given: pglock [flags] [--] command [arg ...]; see pglock --help"
+                    .to_owned(),
+            ));
+        }
+        _ => {}
     }
-    if command.is_empty() {
-        return Err(Error(
-            "no command given: pglock [flags] [--] command [arg ...]; see pglock --help".to_owned(),
-        ));
-    }
-    Ok(Request::Run(Box::new(words.config(command, password)?)))
+    let config = Box::new(words.config(command, password, passed_over)?);
+    Ok(if shows_status {
+        Request::Status(config)
+    } else {
+        Request::Run(config)
+    })
 }
 
 /// Where a word was given. A flag is stronger than a variable.
@@ -357,7 +364,12 @@ impl Words {
         })
     }
 
-    fn config(&self, command: Vec<OsString>, password: Option<OsString>) -> Result<Config, Error> {
+    fn config(
+        &self,
+        command: Vec<OsString>,
+        password: Option<OsString>,
+        passed_over: Vec<String>,
+    ) -> Result<Config, Error> {
         Ok(Config {
             server: Server {
                 database: self.text(Id::Database),
@@ -400,6 +412,7 @@ impl Words {
             } else {
                 Verbosity::Normal
             },
+            passed_over,
             command,
         })
     }
@@ -468,6 +481,7 @@ mod tests {
     use std::os::unix::ffi::OsStringExt;
 
     use super::*;
+    use crate::flags::OTHER_VARIABLES;
 
     fn config(arguments: &[&str], variables: &[(&str, &str)]) -> Result<Config, String> {
         let environment: Vec<_> = variables
@@ -584,23 +598,36 @@ mod tests {
                 source: Source::Flag,
                 spelling: format!("--{}", Flag::of(id).name),
             });
-            let error = words.config(Vec::new(), None).err().map(|e| e.to_string());
+            let error = words
+                .config(Vec::new(), None, Vec::new())
+                .err()
+                .map(|e| e.to_string());
             let name = Flag::of(id).name;
             assert!(error.is_some_and(|e| e.contains(name)), "--{name} {text:?}");
         }
     }
 
     #[test]
-    fn an_unknown_variable_is_refused_but_not_what_pglock_itself_sets() {
-        let error = config(&["true"], &[("PGLOCK_LOCKD", "7")]).err().unwrap();
-        assert!(error.contains("PGLOCK_LOCKD"), "{error}");
-        let own = [
+    fn a_misspelt_variable_is_refused_but_not_what_pglock_itself_sets_nor_what_is_not_its_own() {
+        let error = config(&["true"], &[("PGLOCK_WIAT", "7")]).err().unwrap();
+        assert_eq!(
+            error,
+            "unknown variable PGLOCK_WIAT: did you mean PGLOCK_WAIT?"
+        );
+        let others = [
             ("PGLOCK_LOCK_HELD", "true"),
             ("PGLOCK_PASS", "x"),
             ("PGLOCK_VERSION", "1.2"),
-            ("PGLOCK_LOCKD", ""),
+            ("PGLOCK_PORT", "tcp://10.0.0.1:5432"),
+            ("PGLOCK_URL", "x"),
+            ("PGLOCK_WIAT", ""),
         ];
-        assert!(config(&["true"], &own).is_ok());
+        let config = config(&["true"], &others).unwrap();
+        assert_eq!(
+            config.passed_over,
+            ["PGLOCK_VERSION", "PGLOCK_PORT", "PGLOCK_URL"]
+        );
+        assert_eq!(config.server.port, None);
     }
 
     /// A small generator of numbers, xorshift64 by George Marsaglia, so that a run can be repeated.

@@ -297,9 +297,12 @@ pub const FLAGS: &[Flag] = &[
     },
 ];
 
+/// The variable with the password, for which there is no flag.
+pub const PASSWORD: &str = "PGLOCK_PASS";
+
 /// Variables with the prefix that are not those of a flag: the password, and what pglock gives to
 /// its command, which may well be another pglock.
-pub const OTHER_VARIABLES: &[&str] = &["PGLOCK_PASS", "PGLOCK_LOCK_HELD", "PGLOCK_TOKEN"];
+pub const OTHER_VARIABLES: &[&str] = &[PASSWORD, "PGLOCK_LOCK_HELD", "PGLOCK_TOKEN"];
 
 impl Flag {
     /// Its entry in the table.

@@ -22,6 +22,7 @@ mod status;
 mod supervise;
 mod sys;
 mod text;
+mod variables;
 
 use std::ffi::OsString;
 use std::time::Duration;
@@ -60,6 +61,7 @@ fn run(arguments: Vec<OsString>) -> u8 {
 /// Takes the lock and runs the command under it.
 fn hold_and_run(config: &Config, start: Duration) -> Exit {
     let log = Log::new(config.verbosity);
+    name_passed_over(config, log);
     let environment = sys::environment();
     let taken = catch_signals().and_then(|signals| {
         let held = acquire::acquire(config, start, &signals, log)?;
@@ -88,6 +90,7 @@ fn hold_and_run(config: &Config, start: Duration) -> Exit {
 /// Lists who holds and who waits.
 fn show_status(config: &Config, start: Duration) -> Exit {
     let log = Log::new(config.verbosity);
+    name_passed_over(config, log);
     let answer = catch_signals().and_then(|signals| acquire::status(config, start, &signals, log));
     match answer {
         Ok(outcomes) => match status::table(&outcomes) {
@@ -100,6 +103,16 @@ fn show_status(config: &Config, start: Duration) -> Exit {
             }
         },
         Err(stop) => stopped(stop, log),
+    }
+}
+
+/// Says which variables pglock has passed over although they begin as its own do; without their values.
+fn name_passed_over(config: &Config, log: Log) {
+    if !config.passed_over.is_empty() {
+        let names = config.passed_over.join(", ");
+        log.detail(format_args!(
+            "Passed over, for they are not pglock's: {names}."
+        ));
     }
 }
 

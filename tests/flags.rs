@@ -265,16 +265,75 @@ fn an_unknown_flag_is_refused() {
 }
 
 #[test]
-fn an_unknown_variable_is_refused() {
+fn a_variable_that_looks_like_a_known_one_is_refused_and_the_known_one_named() {
     let trial = Trial::new();
-    for name in [
-        "PGLOCK_BOGUS",
-        "PGLOCK_LOCK_ID",
-        "PGLOCK_CONFLICTEXITCODE",
-        "PGLOCK_wait",
+    for (name, meant) in [
+        ("PGLOCK_WIAT", "did you mean PGLOCK_WAIT?"),
+        ("PGLOCK_LOCKD", "did you mean PGLOCK_LOCKID?"),
+        ("PGLOCK_LOCK_ID", "did you mean PGLOCK_LOCKID?"),
+        (
+            "PGLOCK_CONFLICTEXITCODE",
+            "did you mean PGLOCK_CONFLICT_EXIT_CODE?",
+        ),
+        ("PGLOCK_wait", "did you mean PGLOCK_WAIT?"),
+        ("PGLOCK_DBNAME", "did you mean PGLOCK_DATABASE?"),
+        ("PGLOCK_PASSWORD", "did you mean PGLOCK_PASS?"),
     ] {
-        trial.assert_refused(&trial.pglock().env(name, "7"), &[name]);
+        let given = trial.pglock().env(name, "hunter2");
+        trial.assert_refused(&given, &[&format!("unknown variable {name}: {meant}")]);
+        given.run().assert_nowhere("hunter2");
+        // --status looks for another lock, too.
+        Pglock::at(trial.witness.port())
+            .env(name, "hunter2")
+            .flag("--status")
+            .run()
+            .assert_refused(&[name]);
     }
+    assert!(!trial.witness.was_disturbed());
+}
+
+#[test]
+fn variables_that_others_have_set_are_passed_over() {
+    let server = Server::builder().tcp().start();
+    let others = [
+        ("PGLOCK_PORT", "tcp://10.0.0.1:5432"),
+        ("PGLOCK_PORT_5432_TCP", "tcp://10.0.0.1:5432"),
+        ("PGLOCK_PORT_5432_TCP_ADDR", "10.0.0.1"),
+        ("PGLOCK_SERVICE_HOST", "10.0.0.1"),
+        ("PGLOCK_SERVICE_PORT", "5432"),
+        ("PGLOCK_SHA1SUM", "0"),
+        ("PGLOCK_URL", "https://example.org/pglock"),
+        ("PGLOCK_VERSION", "1"),
+    ];
+    let port = server.port().to_string();
+    let mut pglock = Pglock::new()
+        .env("PGLOCK_HOST", "127.0.0.1")
+        .env("PGLOCK_USER", "postgres")
+        .env("PGPORT", &port);
+    for (name, value) in others {
+        pglock = pglock.env(name, value);
+    }
+    let status = pglock.clone().flag("--status");
+    let pglock = pglock.command(["sh", "-c", "echo $PGLOCK_URL $PGLOCK_PORT"]);
+    let output = pglock.run();
+    // The command gets them as it would without pglock.
+    output
+        .assert_status(0)
+        .assert_stdout("https://example.org/pglock tcp://10.0.0.1:5432\n");
+    assert_eq!(output.log().len(), 5, "{}", output.report());
+    // Who wants to know is told, without the values.
+    let line = others.map(|(name, _)| name).join(", ");
+    let line = format!("Passed over, for they are not pglock's: {line}.");
+    let output = pglock.flag("--verbose").run();
+    assert_eq!(output.assert_status(0).log()[0], line);
+    assert!(!output.stderr().contains("10.0.0.1"), "{}", output.report());
+    let output = status.flag("--verbose").run();
+    assert_eq!(output.assert_status(0).log(), [line]);
+    // A flag speaks all the same.
+    let closed = ClosedPort::new().port().to_string();
+    let flagged = Pglock::at(1).env("PGLOCK_PORT", "tcp://10.0.0.1:5432");
+    let output = flagged.flags(["--port", &closed]).command(["true"]).run();
+    output.assert_failed(&[&closed]);
 }
 
 #[test]
@@ -342,8 +401,10 @@ fn text_that_is_not_utf_8_is_refused() {
         &["--a"],
     );
     trial.assert_refused(
-        &trial.pglock().env(OsStr::from_bytes(b"PGLOCK_A\xffB"), "1"),
-        &["PGLOCK_A"],
+        &trial
+            .pglock()
+            .env(OsStr::from_bytes(b"PGLOCK_WAI\xff"), "1"),
+        &["PGLOCK_WAI", "did you mean PGLOCK_WAIT?"],
     );
 }
 
