@@ -19,6 +19,23 @@ use crate::sys;
 /// libpq's keyword for how long connecting may take.
 const TIMEOUT: &str = "connect_timeout";
 
+/// What libpq's variables demand for the sake of safety: the first version that knows the variable, and the values that an older
+/// one keeps to by itself. It passes over the others, and connects as if nothing had been demanded. An unknown keyword in a
+/// connection string or a service file it does refuse.
+const DEMANDS: [(&str, i32, &[&str]); 7] = [
+    ("PGGSSENCMODE", 12, &["disable", "prefer"]),
+    ("PGCHANNELBINDING", 13, &["disable", "prefer"]),
+    ("PGSSLMINPROTOCOLVERSION", 13, &["TLSv1"]),
+    ("PGSSLCRLDIR", 14, &[]),
+    ("PGREQUIREAUTH", 16, &[]),
+    ("PGSSLCERTMODE", 16, &["allow"]),
+    ("PGMINPROTOCOLVERSION", 18, &["3.0"]),
+];
+
+/// The first version that knows the roots of trust that the system has; to an older one it is the name of a file, and a
+/// file that is not there is passed over unless sslmode says verify-ca or verify-full.
+const SYSTEM_ROOTS: i32 = 16;
+
 /// A keyword of libpq's and its value.
 type Setting = (String, Vec<u8>);
 
@@ -33,8 +50,8 @@ impl Target {
     /// Brings the settings of all sources together.
     ///
     /// # Errors
-    /// A connection string or a service that libpq does not understand, lists of hosts and ports that do not match, or a
-    /// `connect_timeout` that is no number.
+    /// A connection string or a service that libpq does not understand, lists of hosts and ports that do not match, a
+    /// `connect_timeout` that is no number, or a demand that this libpq does not know.
     pub fn new(server: &Server, command: &[OsString]) -> Result<Self, pq::Error> {
         let mut given = Vec::new();
         match &server.database {
@@ -78,6 +95,10 @@ impl Target {
             set_variable(c"PGSERVICE", &service);
         }
         let mut sources = sources(&given);
+        let wants_system_roots = wants_system_roots(&given, &sources);
+        if let Some(demand) = unmet(pq::library_version(), variable, wants_system_roots) {
+            return Err(refused(demand));
+        }
         if server.host.is_some() {
             // An address that the service names would take the place of the host, too, and libpq would look there
             // for it again: so what else the service says is taken over, and not its name.
@@ -168,9 +189,10 @@ fn is_connection_string(text: &str) -> bool {
 /// Takes a connection string apart. What is wrong with it is said without a word of it: any part of one
 /// that is malformed may be a password.
 fn parse(string: &str, source: &str) -> Result<Vec<Setting>, pq::Error> {
-    let wrong = |what: &str| pq::Error {
-        message: format!("{source}: its connection string is not understood: {what}"),
-        ..pq::Error::default()
+    let wrong = |what: &str| {
+        refused(format!(
+            "{source}: its connection string is not understood: {what}"
+        ))
     };
     let given = pq::parse(&sys::c_string(string))
         .map_err(|error| wrong(&without_quotes(&error.message)))?;
@@ -265,12 +287,41 @@ fn put_defaults_below(given: &[Setting]) {
     if !has("hostaddr", "PGHOSTADDR") {
         default(Id::Host, c"PGHOST");
     }
-    let system_roots = get(given, "sslrootcert")
-        .or_else(|| std::env::var("PGSSLROOTCERT").ok())
-        .is_some_and(|file| file == "system");
-    if !system_roots && !has("requiressl", "PGREQUIRESSL") {
+    if !wants_system_roots(given, &[]) && !has("requiressl", "PGREQUIRESSL") {
         default(Id::Sslmode, c"PGSSLMODE");
     }
+}
+
+/// Whether the server's certificate is to be checked against the roots that the system trusts.
+fn wants_system_roots(given: &[Setting], weaker: &[(String, String)]) -> bool {
+    let found = weaker.iter().find(|(keyword, _)| keyword == "sslrootcert");
+    get(given, "sslrootcert")
+        .or_else(|| found.map(|(_, file)| file.clone()))
+        .or_else(|| std::env::var("PGSSLROOTCERT").ok())
+        .is_some_and(|file| file == "system")
+}
+
+/// What is demanded that this version of libpq would pass over, in words.
+fn unmet(
+    version: i32,
+    variable: impl Fn(&str) -> Option<String>,
+    wants_system_roots: bool,
+) -> Option<String> {
+    let of_variables = DEMANDS.iter().find(|(name, since, met)| {
+        let is_unmet = |value: String| !met.contains(&value.as_str());
+        version < since * 10_000 && variable(name).is_some_and(is_unmet)
+    });
+    let (demand, since) = match of_variables {
+        Some((name, since, _)) => (*name, *since),
+        None if wants_system_roots && version < SYSTEM_ROOTS * 10_000 => {
+            ("sslrootcert=system", SYSTEM_ROOTS)
+        }
+        None => return None,
+    };
+    Some(format!(
+        "{demand} takes libpq {since} or later, and would be without effect with {}",
+        version / 10_000
+    ))
 }
 
 fn set_variable(name: &CStr, value: &str) {
@@ -285,10 +336,9 @@ fn timeout(text: &str) -> Result<Option<Duration>, pq::Error> {
             let seconds = u64::try_from(seconds).unwrap_or(0);
             Ok((seconds > 0).then(|| Duration::from_secs(seconds)))
         }
-        _ => Err(pq::Error {
-            message: format!("{TIMEOUT} is not a whole number of seconds"),
-            ..pq::Error::default()
-        }),
+        _ => Err(refused(format!(
+            "{TIMEOUT} is not a whole number of seconds"
+        ))),
     }
 }
 
@@ -333,8 +383,14 @@ fn split(
 }
 
 fn mismatch(one: usize, these: &str, other: usize, those: &str) -> pq::Error {
+    refused(format!(
+        "lists of different lengths: {these} {one}, {those} {other}"
+    ))
+}
+
+fn refused(message: String) -> pq::Error {
     pq::Error {
-        message: format!("lists of different lengths: {these} {one}, {those} {other}"),
+        message,
         ..pq::Error::default()
     }
 }
@@ -350,6 +406,28 @@ mod tests {
             "missing \"...\" in connection info string"
         );
         assert_eq!(without_quotes("no \"a\"secret\"b\""), "no \"...\"");
+    }
+
+    #[test]
+    fn a_demand_that_an_older_libpq_would_pass_over_is_not_met() {
+        let unmet = |version, name: &str, value: &str| {
+            let variable = |other: &str| (other == name).then(|| value.to_owned());
+            unmet(version, variable, false)
+        };
+        for (name, since, met) in DEMANDS {
+            let older = since * 10_000 - 1;
+            let said = unmet(older, name, "x").unwrap();
+            assert!(said.contains(name), "{said}");
+            assert!(said.contains(&format!("libpq {since}")), "{said}");
+            assert_eq!(unmet(since * 10_000, name, "x"), None);
+            for value in met {
+                assert_eq!(unmet(older, name, value), None, "{name}={value}");
+            }
+        }
+        assert_eq!(unmet(150_018, "PGLOADBALANCEHOSTS", "random"), None);
+        let roots = |version| super::unmet(version, |_| None, true);
+        assert!(roots(150_018).is_some_and(|said| said.contains("sslrootcert=system")));
+        assert_eq!(roots(160_000), None);
     }
 
     #[test]

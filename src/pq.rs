@@ -472,10 +472,15 @@ pub fn defaults() -> Vec<(String, String)> {
     options.map_or_else(Vec::new, |options| options.given())
 }
 
-/// libpq's own version, as in `15.18`.
-pub fn version() -> String {
+/// libpq's own version, as in 150018 for 15.18.
+pub fn library_version() -> i32 {
     // SAFETY: the call takes nothing and returns a number.
-    let version = unsafe { pq_sys::PQlibVersion() };
+    unsafe { pq_sys::PQlibVersion() }
+}
+
+/// The same for people, as in `15.18`.
+pub fn version() -> String {
+    let version = library_version();
     format!("{}.{}", version / 10_000, version % 10_000)
 }
 

@@ -316,3 +316,78 @@ fn a_service_file_says_it_all() {
         output.assert_failed(&[word]);
     }
 }
+
+/// The major version of the libpq that pglock has.
+fn libpq() -> u32 {
+    let output = Pglock::new().flag("--version").run();
+    let text = output.assert_status(0).stdout();
+    let version = text.split("(libpq ").nth(1).expect("a version of libpq");
+    let major = version.split('.').next().expect("a number");
+    major.parse().expect("a number")
+}
+
+#[test]
+fn a_password_is_not_handed_out_in_clear_where_that_is_forbidden() {
+    let fake = FakeServer::asking_for_password();
+    let scratch = Scratch::new();
+    let service = "[ours]\nrequire_auth=scram-sha-256\n";
+    let file = scratch.file("services", 0o600, service);
+    let marker = Marker::new();
+    let at = || Pglock::at(fake.port()).env("PGLOCK_PASS", "hunter2");
+    let service = || at().env("PGSERVICEFILE", &file);
+    let string = "postgresql:///postgres?require_auth=scram-sha-256";
+    for pglock in [
+        at().env("PGREQUIREAUTH", "scram-sha-256"),
+        at().flags(["--database", "require_auth=scram-sha-256"]),
+        at().flags(["--database", string]),
+        service().env("PGSERVICE", "ours"),
+        service().flags(["--database", "service=ours"]),
+    ] {
+        let output = pglock.clone().command(marker.command()).run();
+        output.assert_failed(&[]);
+        pglock.flag("--status").run().assert_failed(&[]);
+    }
+    assert!(!marker.exists());
+    assert!(fake.calls().iter().all(|call| call.password.is_none()));
+    // Where nothing forbids it the server gets what it asks for.
+    let output = at().command(["true"]).run();
+    output.assert_failed(&[net::HUNG_UP]);
+    let sent = |call: &net::Call| call.password.as_deref() == Some(b"hunter2");
+    assert!(fake.calls().iter().any(sent));
+}
+
+#[test]
+fn what_is_demanded_by_a_variable_that_libpq_does_not_know_is_refused() {
+    let version = libpq();
+    let witness = Witness::new();
+    let server = Server::builder().tcp().start();
+    for (name, value, since) in [
+        ("PGREQUIREAUTH", "scram-sha-256", 16),
+        ("PGREQUIREAUTH", "!password", 16),
+        ("PGSSLCERTMODE", "require", 16),
+        ("PGSSLROOTCERT", "system", 16),
+        ("PGMINPROTOCOLVERSION", "3.2", 18),
+    ] {
+        if version < since {
+            let output = Pglock::at(witness.port())
+                .env(name, value)
+                .command(["true"])
+                .run();
+            let since = format!("libpq {since}");
+            output.assert_refused(&[&name.replace("PGSSLROOTCERT", "sslrootcert"), &since]);
+        }
+    }
+    assert!(!witness.was_disturbed());
+    for (name, value) in [
+        ("PGREQUIREAUTH", ""),
+        ("PGSSLCERTMODE", "allow"),
+        ("PGMINPROTOCOLVERSION", "3.0"),
+        ("PGLOADBALANCEHOSTS", "disable"),
+    ] {
+        let output = Pglock::at(server.port())
+            .env(name, value)
+            .command(["true"])
+            .run();
+        output.assert_status(0);
+    }
+}
