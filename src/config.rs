@@ -14,6 +14,7 @@ use crate::flags::{FLAGS, Flag, Id, PASSWORD, Value};
 use crate::lease::{LONGEST_TTL, Terms};
 use crate::lock::Name;
 use crate::log::Verbosity;
+use crate::secrets;
 use crate::variables::{self, PREFIX, Role};
 
 /// An attempt looks at each slot in turn, and holds a snapshot meanwhile.
@@ -138,14 +139,14 @@ pub fn read(
         let Some(flag) = flag else {
             return Err(Error(format!(
                 "unknown flag {}; see pglock --help",
-                spelling.escape_debug()
+                secrets::before_marks(&spelling).escape_debug()
             )));
         };
         let value = if flag.value == Value::Switch {
             if let Some(value) = parser.optional_value() {
                 return Err(Error(format!(
                     "{spelling}: takes no value, but was given {:?}",
-                    value.to_string_lossy()
+                    secrets::shown(&value.to_string_lossy())
                 )));
             }
             OsString::from("true")
@@ -195,7 +196,7 @@ pub fn read(
             return Err(Error(format!(
                 "{} takes no command, but was given {:?}",
                 words.origin(Id::Status),
-                word.to_string_lossy()
+                secrets::shown(&word.to_string_lossy())
             )));
         }
         None if !shows_status => {
@@ -243,13 +244,12 @@ impl Words {
     ) -> Result<(), Error> {
         let text = check(flag, value).map_err(|wrong| {
             let value = value.to_string_lossy();
-            // It may hold a password.
-            let value = if flag.id == Id::Database || value.contains("://") {
-                "..."
-            } else {
-                &*value
+            let value = match flag.id {
+                Id::Database => secrets::HIDDEN,
+                _ => secrets::shown(&value),
             };
-            Error(format!("{spelling}: {value:?} {wrong}"))
+            let value = secrets::mask(&format!("{value:?}"));
+            Error(format!("{spelling}: {value} {wrong}"))
         })?;
         let place = &mut self.0[flag.id as usize];
         if source == Source::Variable && place.is_some() {
@@ -425,17 +425,10 @@ pub fn check(flag: &Flag, value: &OsStr) -> Result<String, String> {
         return Err("is empty".to_owned());
     }
     match flag.value {
-        Value::Text if flag.id == Id::Host && text.contains("://") => {
-            Err("is a URI, which goes to --database".to_owned())
-        }
-        // Taken for the name of a database it would be shown, with the password in it.
-        Value::Text
-            if flag.id == Id::Database
-                && text.contains("://")
-                && !text.contains('=')
-                && !URI_SCHEMES.iter().any(|scheme| text.starts_with(scheme)) =>
-        {
-            Err("is a URI, and not one of postgresql://".to_owned())
+        Value::Text if flag.id == Id::Host => check_host(text),
+        Value::Text if flag.id == Id::User => check_user(text),
+        Value::Text if flag.id == Id::Database && !is_connection_string(text) => {
+            check_database(text)
         }
         Value::Text => Ok(text.to_owned()),
         Value::Switch => match text.to_ascii_lowercase().as_str() {
@@ -459,6 +452,56 @@ pub fn check(flag: &Flag, value: &OsStr) -> Result<String, String> {
             })
             .then(|| text.to_owned())
             .ok_or_else(|| "is not a port from 1 to 65535, nor a list of them".to_owned()),
+    }
+}
+
+/// libpq's own rule for what `dbname` takes.
+pub fn is_connection_string(text: &str) -> bool {
+    URI_SCHEMES.iter().any(|scheme| text.starts_with(scheme)) || text.contains('=')
+}
+
+/// Checks the name of a database. One that looks like another library's connection string would be shown, and go to the
+/// server and its log, with the password in it.
+pub fn check_database(text: &str) -> Result<String, String> {
+    if text.contains("://") {
+        return Err("is a URI, and not one of postgresql://".to_owned());
+    }
+    check_name(text).map_err(|()| {
+        "is neither a name, nor key=value, nor postgresql://...; an odd name goes as dbname=..."
+            .to_owned()
+    })
+}
+
+/// Checks the name of a user, likewise.
+pub fn check_user(text: &str) -> Result<String, String> {
+    check_name(text).map_err(|()| {
+        "is more than a user's name; an odd name goes to --database, as user=...".to_owned()
+    })
+}
+
+fn check_name(text: &str) -> Result<String, ()> {
+    if text.contains([':', ';', '=']) || secrets::is_string(text) {
+        return Err(());
+    }
+    Ok(text.to_owned())
+}
+
+/// Checks a host, or a list of them; in a list an empty place stands for the default.
+pub fn check_host(text: &str) -> Result<String, String> {
+    let is_one = |host: &str| match host.strip_prefix(['/', '@']) {
+        // The directory of a socket, or a socket without one.
+        Some(path) => {
+            let is_string = path.contains(':') && path.contains('@');
+            !is_string && !path.contains([';', '='])
+        }
+        None => !host.contains(['@', ':', ';', '=', '/']) || secrets::is_address(host),
+    };
+    if text.contains("://") {
+        Err("is a URI, which goes to --database".to_owned())
+    } else if text.split(',').all(is_one) {
+        Ok(text.to_owned())
+    } else {
+        Err("is no name, address or directory; a port goes to --port".to_owned())
     }
 }
 
@@ -580,6 +623,69 @@ mod tests {
         assert!(config(&["--ttl", "0", "true"], &variables).is_ok());
         assert!(config(&["--ttl", "2147484", "true"], &[]).is_err());
         assert!(config(&["--ttl", "2147483", "true"], &[]).is_ok());
+    }
+
+    #[test]
+    fn what_holds_more_than_was_asked_for_is_refused_and_not_shown() {
+        for (flag, good, bad) in [
+            (
+                "--host",
+                &[
+                    "db",
+                    "db.example.com",
+                    "127.0.0.1",
+                    "::1",
+                    "fe80::1%br-lan.7",
+                    "a,,::1,/tmp",
+                    "/var/run/postgresql",
+                    "/run/user@1000",
+                    "@abstract",
+                ][..],
+                &[
+                    "db:5432",
+                    "[::1]",
+                    "me@db",
+                    "a,me:hunter2@db",
+                    "db;x=1",
+                    "db/app",
+                    "//me:hunter2@db",
+                    "/tmp;x=1",
+                    "mysql://db",
+                ][..],
+            ),
+            (
+                "--user",
+                &["me", "me@example.com", "Jürgen K.", "my password"],
+                &["me:hunter2", "me@db/app", "me/hunter2@db", "user=me", "a;b"],
+            ),
+            (
+                "--database",
+                &["app", "app@prod", "my password", "größe 1", "password=x"],
+                &["me:hunter2@db/app", "a:b", "a;b", "me@db/app", "mysql://db"],
+            ),
+        ] {
+            for value in good {
+                assert!(
+                    config(&[flag, value, "true"], &[]).is_ok(),
+                    "{flag} {value}"
+                );
+            }
+            for value in bad {
+                let error = config(&[flag, value, "true"], &[]).err().unwrap();
+                let begins = format!("{flag}: \"...\" is ");
+                let is_plain = flag == "--host" && *value == "db/app";
+                assert!(error.starts_with(&begins) || is_plain, "{value}: {error}");
+            }
+        }
+        for arguments in [
+            &["--pwd:hunter2"][..],
+            &["--quiet=password=hunter2", "true"],
+            &["--wait=me:hunter2", "true"],
+            &["--status", "me:hunter2@h"],
+        ] {
+            let error = config(arguments, &[]).err().unwrap();
+            assert!(!error.contains("hunter2"), "{error}");
+        }
     }
 
     #[test]

@@ -14,6 +14,7 @@ use crate::config::{self, Server};
 use crate::flags::{Flag, Id};
 use crate::label;
 use crate::pq::{self, Conninfo};
+use crate::secrets;
 use crate::sys;
 
 /// libpq's keyword for how long connecting may take.
@@ -55,7 +56,7 @@ impl Target {
     pub fn new(server: &Server, command: &[OsString]) -> Result<Self, pq::Error> {
         let mut given = Vec::new();
         match &server.database {
-            Some(string) if is_connection_string(string) => {
+            Some(string) if config::is_connection_string(string) => {
                 given = parse(string, &server.database_source)?;
             }
             Some(name) => given.push(("dbname".to_owned(), name.clone().into())),
@@ -81,6 +82,9 @@ impl Target {
         if let Some(password) = &server.password {
             set(&mut given, "password", password.as_bytes());
         }
+        for (keyword, value) in &given {
+            secrets::note_setting(keyword, &String::from_utf8_lossy(value));
+        }
         if get(&given, "fallback_application_name").is_none() {
             let label = label::label(command);
             set(&mut given, "fallback_application_name", label.as_bytes());
@@ -96,23 +100,27 @@ impl Target {
         }
         let mut sources = sources(&given);
         let wants_system_roots = wants_system_roots(&given, &sources);
-        if let Some(demand) = unmet(pq::library_version(), variable, wants_system_roots) {
+        if let Some(demand) = unmet(pq::library_version(), std::env::var_os, wants_system_roots) {
             return Err(refused(demand));
+        }
+        for (keyword, value) in &sources {
+            secrets::note_setting(keyword, value);
         }
         if server.host.is_some() {
             // An address that the service names would take the place of the host, too, and libpq would look there
             // for it again: so what else the service says is taken over, and not its name.
             sources.retain(|(keyword, _)| keyword != "hostaddr");
-            if has_service(&given) {
-                pq::check_sources()?;
-                for (keyword, value) in &sources {
-                    if get(&given, keyword).is_none() {
-                        set(&mut given, keyword, value.as_bytes());
-                    }
+        }
+        check_weaker(&given, &sources)?;
+        if server.host.is_some() && has_service(&given) {
+            pq::check_sources()?;
+            for (keyword, value) in &sources {
+                if get(&given, keyword).is_none() {
+                    set(&mut given, keyword, value.as_bytes());
                 }
-                given.retain(|(keyword, _)| !keyword.starts_with("service"));
-                sys::remove_variable(c"PGSERVICE");
             }
+            given.retain(|(keyword, _)| !keyword.starts_with("service"));
+            sys::remove_variable(c"PGSERVICE");
         }
         let word = |keyword: &str| {
             let found = sources.iter().find(|(name, _)| name == keyword);
@@ -120,18 +128,14 @@ impl Target {
             get(&given, keyword).or_else(weaker).unwrap_or_default()
         };
         let (host, hostaddr, port) = (word("host"), word("hostaddr"), word("port"));
-        let shown = if host.is_empty() { &hostaddr } else { &host };
-        // Misplaced, a password in a URI may have become part of something else, and its @ with it.
-        let is_string = server.database.as_deref().is_some_and(is_connection_string);
-        let part = |text: &str| {
-            if is_string && text.contains('@') {
-                "...".to_owned()
-            } else {
-                text.to_owned()
-            }
-        };
-        let (user, shown, database) = (part(&word("user")), part(shown), part(&word("dbname")));
-        let name = format!("{user}@{shown}:{port}/{database}");
+        let shown_hosts = if host.is_empty() { &hostaddr } else { &host };
+        let name = format!(
+            "{}@{}:{}/{}",
+            shown(&word("user")),
+            shown(shown_hosts),
+            shown_port(&port),
+            shown(&word("dbname"))
+        );
         let hosts = split(&host, &hostaddr, &port)?
             .into_iter()
             .map(|one| {
@@ -178,12 +182,45 @@ impl fmt::Display for Target {
     }
 }
 
-/// libpq's own rule for what `dbname` takes.
-fn is_connection_string(text: &str) -> bool {
-    config::URI_SCHEMES
-        .iter()
-        .any(|scheme| text.starts_with(scheme))
-        || text.contains('=')
+/// A name or a list of them, each as it may be shown.
+fn shown(names: &str) -> String {
+    let names = names.split(',').map(|name| {
+        secrets::allow(name);
+        secrets::shown(name)
+    });
+    names.collect::<Vec<_>>().join(",")
+}
+
+/// The same of ports, which are numbers or nothing that may be shown.
+fn shown_port(port: &str) -> String {
+    match config::check(Flag::of(Id::Port), OsStr::new(port.trim())) {
+        Ok(port) => shown(&port),
+        Err(_) => secrets::HIDDEN.to_owned(),
+    }
+}
+
+/// Checks what only libpq's own sources say. A connection string that has slipped into a name would be shown, and go to the
+/// server and its log. The value is not shown.
+fn check_weaker(given: &[Setting], sources: &[(String, String)]) -> Result<(), pq::Error> {
+    type Check = fn(&str) -> Result<String, String>;
+    let checks: [(&str, Check); 4] = [
+        ("host", config::check_host),
+        ("hostaddr", config::check_host),
+        ("user", config::check_user),
+        ("dbname", config::check_database),
+    ];
+    for (keyword, check) in checks {
+        let weaker = sources.iter().find(|(name, _)| name == keyword);
+        if get(given, keyword).is_none()
+            && let Some((_, value)) = weaker
+            && let Err(what) = check(value)
+        {
+            return Err(refused(format!(
+                "{keyword}, as a variable of libpq's or a service file has it, {what}"
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// Takes a connection string apart. What is wrong with it is said without a word of it: any part of one
@@ -204,15 +241,37 @@ fn parse(string: &str, source: &str) -> Result<Vec<Setting>, pq::Error> {
             return Err(wrong(&format!("its {keyword} {what}")));
         }
     }
-    let host = given.iter().find(|(name, _)| name == "host");
-    let is_split = |host: &str| host.contains('@') && !host.starts_with(['/', '@']);
-    if host.is_some_and(|(_, hosts)| hosts.split(',').any(is_split)) {
-        return Err(wrong("its host has an @; one in a password is written %40"));
+    for (keyword, value) in &given {
+        check_given(keyword, value).map_err(|what| wrong(&what))?;
     }
     Ok(given
         .into_iter()
         .map(|(keyword, value)| (keyword, value.into_bytes()))
         .collect())
+}
+
+/// Checks that no more has become of a value than what was meant for it: another library would separate it from the next by a
+/// semicolon, and in a URI a part of a password that should have been encoded ends up elsewhere.
+fn check_given(keyword: &str, value: &str) -> Result<(), String> {
+    let is_list = value
+        .split_once(';')
+        .is_some_and(|(_, rest)| rest.contains('='));
+    let is_split = |host: &str| host.contains('@') && !host.starts_with(['/', '@']);
+    match keyword {
+        "password" | "sslpassword" => Ok(()),
+        _ if is_list => Err("its settings are separated by ; and not by spaces".to_owned()),
+        "host" if value.split(',').any(is_split) => {
+            Err("its host has an @; one in a password is written %40".to_owned())
+        }
+        "host" | "hostaddr" => match config::check_host(value) {
+            Ok(_) => Ok(()),
+            Err(what) => Err(format!("its {keyword} {what}")),
+        },
+        "user" | "dbname" | "service" | "application_name" if secrets::is_string(value) => Err(
+            format!("its {keyword} looks like another connection string"),
+        ),
+        _ => Ok(()),
+    }
 }
 
 /// Hides what stands between the first and the last double quote, more quotes included.
@@ -304,11 +363,12 @@ fn wants_system_roots(given: &[Setting], weaker: &[(String, String)]) -> bool {
 /// What is demanded that this version of libpq would pass over, in words.
 fn unmet(
     version: i32,
-    variable: impl Fn(&str) -> Option<String>,
+    variable: impl Fn(&'static str) -> Option<OsString>,
     wants_system_roots: bool,
 ) -> Option<String> {
     let of_variables = DEMANDS.iter().find(|(name, since, met)| {
-        let is_unmet = |value: String| !met.contains(&value.as_str());
+        let is_unmet =
+            |value: OsString| !value.is_empty() && !met.iter().any(|met| value.as_os_str() == *met);
         version < since * 10_000 && variable(name).is_some_and(is_unmet)
     });
     let (demand, since) = match of_variables {
@@ -411,7 +471,7 @@ mod tests {
     #[test]
     fn a_demand_that_an_older_libpq_would_pass_over_is_not_met() {
         let unmet = |version, name: &str, value: &str| {
-            let variable = |other: &str| (other == name).then(|| value.to_owned());
+            let variable = |other: &str| (other == name).then(|| value.into());
             unmet(version, variable, false)
         };
         for (name, since, met) in DEMANDS {
@@ -420,6 +480,7 @@ mod tests {
             assert!(said.contains(name), "{said}");
             assert!(said.contains(&format!("libpq {since}")), "{said}");
             assert_eq!(unmet(since * 10_000, name, "x"), None);
+            assert_eq!(unmet(older, name, ""), None);
             for value in met {
                 assert_eq!(unmet(older, name, value), None, "{name}={value}");
             }

@@ -7,6 +7,7 @@ use std::ffi::OsString;
 use std::ops::RangeInclusive;
 
 use crate::pq::Connection;
+use crate::secrets;
 use crate::sys;
 
 /// The server cuts longer names off.
@@ -53,9 +54,9 @@ pub fn label(command: &[OsString]) -> String {
 fn program(command: &[OsString]) -> String {
     let word = command.first().map(|word| word.to_string_lossy());
     let word = word.unwrap_or_default();
-    let is_end = |c: char| c.is_whitespace() || ['=', ':', '@', ';'].contains(&c);
-    let path = word.split(is_end).next().unwrap_or_default();
-    path.rsplit('/').next().unwrap_or_default().to_owned()
+    let path = word.split(char::is_whitespace).next().unwrap_or_default();
+    let name = secrets::before_marks(path).rsplit('/').next();
+    name.unwrap_or_default().to_owned()
 }
 
 /// The server lets only these characters through.

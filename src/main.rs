@@ -16,6 +16,7 @@ mod log;
 mod pq;
 mod resolve;
 mod retry;
+mod secrets;
 mod session;
 mod settings;
 mod status;
@@ -42,6 +43,9 @@ fn run(arguments: Vec<OsString>) -> u8 {
     sys::occupy_standard_descriptors();
     sys::load_no_modules();
     let variables: Vec<_> = std::env::vars_os().collect();
+    for (name, value) in &variables {
+        secrets::note_variable(&name.to_string_lossy(), &value.to_string_lossy());
+    }
     let exit = match config::read(arguments, &variables) {
         Ok(Request::Help) => print(&flags::help()),
         Ok(Request::Version) => print(&version()),

@@ -15,6 +15,8 @@ use pq_sys::{
     PostgresPollingStatusType,
 };
 
+use crate::secrets;
+
 /// What libpq or the server says went wrong.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Error {
@@ -28,9 +30,10 @@ pub struct Error {
     pub is_warning: bool,
 }
 
+/// Without what must not be shown.
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        f.write_str(&self.message)
+        f.write_str(&secrets::mask(&self.message))
     }
 }
 

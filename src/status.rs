@@ -7,6 +7,7 @@ use std::ffi::CString;
 use crate::label;
 use crate::lock::{self, Claim, OWN_DATABASE};
 use crate::pq::{Connection, Error, Outcome};
+use crate::secrets;
 use crate::sys;
 use crate::text;
 
@@ -70,7 +71,7 @@ impl Row {
         };
         // A name may hold what would break the table, or what a terminal would obey.
         let text = |field: &Option<String>| match field {
-            Some(text) => text::field(text, LONGEST),
+            Some(text) => text::field(&secrets::mask(text), LONGEST),
             None => "-".to_owned(),
         };
         let name = text(name);

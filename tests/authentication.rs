@@ -1,6 +1,7 @@
 //! Ways to prove who one is, other than a password alone: libpq knows them all, and pglock is not in the way of any.
 
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 use nix::unistd::{Uid, User};
@@ -376,6 +377,12 @@ fn what_is_demanded_by_a_variable_that_libpq_does_not_know_is_refused() {
             let since = format!("libpq {since}");
             output.assert_refused(&[&name.replace("PGSSLROOTCERT", "sslrootcert"), &since]);
         }
+    }
+    if version < 16 {
+        let odd = std::ffi::OsStr::from_bytes(b"scram-sha-256\xff");
+        let pglock = Pglock::at(witness.port()).env("PGREQUIREAUTH", odd);
+        let output = pglock.command(["true"]).run();
+        output.assert_refused(&["PGREQUIREAUTH"]);
     }
     assert!(!witness.was_disturbed());
     for (name, value) in [
