@@ -26,10 +26,13 @@ build:
 
 # The target is named so that the flags are not those of the build scripts too. OPENSSL_CONFIG_DIR is where
 # sslrootcert=system looks. No unwind tables, since nothing unwinds; no position-independent code, which would have to be
-# relocated at each start.
+# relocated at each start. The C code, which hears what the network says first, checks its buffers and its stack as a
+# distribution's does.
+static_cflags := -O2 -fno-unwind-tables -fno-asynchronous-unwind-tables -fstack-protector-strong \
+	-U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=2
 static:
 	OPENSSL_SRC_PERL='$(CURDIR)/tests/openssl-perl' OPENSSL_CONFIG_DIR=/etc/ssl \
-	CFLAGS_$(subst -,_,$(host))='-O2 -fno-unwind-tables -fno-asynchronous-unwind-tables' \
+	CFLAGS_$(subst -,_,$(host))='$(static_cflags)' \
 	RUSTFLAGS='-C target-feature=+crt-static -C relocation-model=static -C force-unwind-tables=no' \
 		cargo build --release --locked --features static --target '$(host)' --target-dir '$(target)/static/build'
 	@cp -f '$(target)/static/build/$(host)/release/pglock' '$(target)/static/pglock'

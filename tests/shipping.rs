@@ -419,6 +419,35 @@ fn the_static_program_needs_no_shared_library() {
 }
 
 #[test]
+fn the_static_program_s_libraries_check_their_buffers_and_stack() {
+    let Some(program) = std::env::var_os("PGLOCK_STATIC") else {
+        eprintln!("skipped: PGLOCK_STATIC names no static program; see make test-static");
+        return;
+    };
+    // The program itself has no names any more; what it was linked from does.
+    let build = Path::new(&program).with_file_name("build");
+    let made = files(&build);
+    // musl has no functions that check.
+    let checked: &[&str] = if cfg!(target_env = "musl") {
+        &[]
+    } else {
+        &["__memcpy_chk"]
+    };
+    for name in ["libpq.a", "libssl.a", "libcrypto.a"] {
+        let mut found = made.iter().filter(|path| path.ends_with(name)).peekable();
+        assert!(found.peek().is_some(), "no {name} in {}", build.display());
+        for path in found {
+            let library = fs::read(build.join(path)).expect("read a library");
+            for called in [&["__stack_chk_fail"], checked].concat() {
+                let symbol = format!("\0{called}\0").into_bytes();
+                let calls = library.windows(symbol.len()).any(|name| name == symbol);
+                assert!(calls, "{path} calls no {called}");
+            }
+        }
+    }
+}
+
+#[test]
 fn the_static_program_loads_no_modules_of_the_host() {
     let Some(program) = std::env::var_os("PGLOCK_STATIC") else {
         eprintln!("skipped: PGLOCK_STATIC names no static program; see make test-static");
