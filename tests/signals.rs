@@ -1,5 +1,6 @@
 //! Signals: which of them reach the command, and what they do when there is no command yet.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -446,5 +447,102 @@ fn every_process_of_a_group_that_is_told_to_end_does() {
     output.assert_status(128 + Signal::SIGTERM as i32);
     for member in members {
         processes::wait_for_end("a member", member);
+    }
+}
+
+/// What a signal to pglock does.
+#[derive(PartialEq)]
+enum Fate {
+    /// It goes to the command.
+    PassedOn,
+    /// It goes to the command, and a CONT after it.
+    PassedOnWithContinue,
+    /// Nothing.
+    Dropped,
+    /// It stops pglock, and not the command.
+    Stops,
+    /// It ends pglock, and the guardian kills the command.
+    Ends,
+}
+
+/// The README's words on signals.
+fn fate(signal: Signal) -> Fate {
+    match signal {
+        Signal::SIGHUP | Signal::SIGTERM => Fate::PassedOnWithContinue,
+        Signal::SIGCHLD | Signal::SIGPIPE | Signal::SIGTTOU | Signal::SIGXFSZ => Fate::Dropped,
+        Signal::SIGSTOP | Signal::SIGTTIN => Fate::Stops,
+        Signal::SIGKILL
+        | Signal::SIGILL
+        | Signal::SIGTRAP
+        | Signal::SIGABRT
+        | Signal::SIGBUS
+        | Signal::SIGFPE
+        | Signal::SIGSEGV
+        | Signal::SIGSYS
+        | Signal::SIGXCPU => Fate::Ends,
+        _ => Fate::PassedOn,
+    }
+}
+
+/// A shell that says the numbers of all signals that it gets; its own children's ends are not worth a word.
+fn reporter() -> String {
+    let numbers = Signal::iterator()
+        .filter(|signal| !matches!(signal, Signal::SIGKILL | Signal::SIGSTOP | Signal::SIGCHLD))
+        .map(|signal| (signal as i32).to_string());
+    format!(
+        "for n in {}; do trap \"echo got $n.\" $n; done; echo ready
+         while :; do sleep 1000 >/dev/null 2>&1 & wait $!; done",
+        numbers.collect::<Vec<_>>().join(" ")
+    )
+}
+
+#[test]
+fn every_signal_does_what_the_readme_says() {
+    let server = Server::new();
+    let reporter = reporter();
+    let got = |signal: Signal| format!("got {}.", signal as i32);
+    for signal in Signal::iterator() {
+        let fate = fate(signal);
+        let words = ["sh", "-c", "ulimit -c 0; exec \"$0\" \"$@\""];
+        let program = [env!("CARGO_BIN_EXE_pglock"), "sh", "-c", &reporter];
+        let run = Pglock::on(&server)
+            .without_pglock()
+            .command([&words[..], &program].concat())
+            .spawn();
+        run.wait_for_output("ready");
+        let command = command_of(run.pid());
+        run.signal(signal);
+        if fate == Fate::Ends {
+            let output = run.wait();
+            let by = std::os::unix::process::ExitStatusExt::signal(&output.status);
+            assert_eq!(by, Some(signal as i32), "{}", output.report());
+            assert_eq!(output.stdout(), "ready\n");
+            processes::wait_for_end("the command", command);
+            continue;
+        }
+        let mut expected = match fate {
+            Fate::PassedOn => vec![signal],
+            Fate::PassedOnWithContinue => vec![signal, Signal::SIGCONT],
+            Fate::Stops => {
+                wait_for_state("pglock", run.pid(), "T");
+                assert_ne!(server::state(command), Some('T'), "{signal}");
+                run.signal(Signal::SIGCONT);
+                vec![Signal::SIGCONT]
+            }
+            Fate::Dropped | Fate::Ends => vec![],
+        };
+        for signal in &expected {
+            run.wait_for_output(&got(*signal));
+        }
+        // When it has said the second, it has said all that came before the first.
+        for last in [Signal::SIGUSR1, Signal::SIGUSR2] {
+            run.signal(last);
+            run.wait_for_output(&got(last));
+            expected.push(last);
+        }
+        let expected: BTreeSet<String> = expected.into_iter().map(got).collect();
+        let stdout = run.stdout();
+        let said = stdout.lines().skip(1).map(str::to_owned);
+        assert_eq!(said.collect::<BTreeSet<_>>(), expected, "{signal}");
     }
 }
