@@ -237,3 +237,24 @@ fn without_a_descriptor_it_fails_with_one_line() {
     }
     assert_eq!(statuses.last(), Some(&4), "{statuses:?}");
 }
+
+#[test]
+fn the_descriptors_that_the_readme_asks_for_are_enough() {
+    let server = Server::new();
+    let with = |descriptors: u32| {
+        let script =
+            format!("ulimit -n {descriptors}; exec \"$0\" sh -c 'echo ready; cat; exit 4'");
+        let run = Pglock::on(&server)
+            .without_pglock()
+            .command(["sh", "-c", &script, env!("CARGO_BIN_EXE_pglock")])
+            .open_input()
+            .spawn();
+        run.wait_for_output("ready");
+        run
+    };
+    with(10).finish().assert_status(4);
+    let run = with(15);
+    server.restart(Stop::Fast);
+    run.wait_for_line("the lock was taken again");
+    run.finish().assert_status(4);
+}

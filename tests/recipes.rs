@@ -166,6 +166,8 @@ fn the_unit_of_systemd_runs_its_report() {
         .lines()
         .filter_map(|line| line.split_once('='))
         .collect();
+    // Or the command would get systemd's signal from pglock too.
+    assert_eq!(settings["KillMode"], "mixed");
     let words = host.here(settings["ExecStart"]);
     let words: Vec<&str> = words.split(' ').collect();
     let variables: Vec<(&str, &str)> = settings["Environment"]
