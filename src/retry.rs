@@ -222,6 +222,7 @@ mod tests {
             sqlstate: Some(state.to_owned()).filter(|state| !state.is_empty()),
             message: message.to_owned(),
             reached: true,
+            ..Error::default()
         }
     }
 

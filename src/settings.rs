@@ -211,6 +211,7 @@ mod tests {
                     sqlstate: Some(sqlstate.to_owned()),
                     message: message.replace('%', name),
                     reached: true,
+                    ..Error::default()
                 };
                 let mut settings = Settings::new(Some(Duration::from_secs(15)));
                 assert!(settings.refuse(&refusal(name)), "{name}: {message}");

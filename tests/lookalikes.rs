@@ -84,7 +84,7 @@ fn answering(answer: Vec<u8>, again: bool) -> u16 {
 }
 
 /// A message of the protocol.
-fn message(kind: u8, content: &[u8]) -> Vec<u8> {
+fn encoded(kind: u8, content: &[u8]) -> Vec<u8> {
     let length = content.len() as u32 + 4;
     [&[kind], &length.to_be_bytes()[..], content].concat()
 }
@@ -93,16 +93,16 @@ fn message(kind: u8, content: &[u8]) -> Vec<u8> {
 fn row(fields: &[&str]) -> Vec<u8> {
     let count = (fields.len() as u16).to_be_bytes();
     let text = b"c\0\0\0\0\0\0\0\0\0\0\x19\xff\xff\xff\xff\xff\xff\0\0";
-    let mut answer = message(b'T', &[&count[..], &text.repeat(fields.len())].concat());
+    let mut answer = encoded(b'T', &[&count[..], &text.repeat(fields.len())].concat());
     if !fields.is_empty() {
         let fields = fields.iter().map(|field| {
             let length = field.len() as u32;
             [&length.to_be_bytes()[..], field.as_bytes()].concat()
         });
         let fields: Vec<_> = fields.collect();
-        answer.extend(message(b'D', &[&count[..], &fields.concat()].concat()));
+        answer.extend(encoded(b'D', &[&count[..], &fields.concat()].concat()));
     }
-    answer.extend(message(b'C', b"SELECT\0"));
+    answer.extend(encoded(b'C', b"SELECT\0"));
     answer
 }
 
@@ -129,7 +129,7 @@ fn an_answer_that_does_not_tell_who_holds_the_lock_is_not_taken_for_a_free_one()
 #[test]
 fn what_a_server_says_without_end_is_cut() {
     let long = "é\u{202e}\n".repeat(1_000_000);
-    let error = message(
+    let error = encoded(
         b'E',
         format!("SERROR\0VERROR\0C42000\0M{long}\0\0").as_bytes(),
     );
