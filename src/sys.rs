@@ -790,39 +790,71 @@ pub fn own_group() -> Pid {
 }
 
 /// Whether a process group has a member that has not ended. One that has, and that nobody has waited for
-/// yet, is still a member to the kernel; where `/proc` can tell the two apart, it does not count here.
+/// yet, is still a member to the kernel; where `/proc` can tell the two apart, it does not count here. What cannot be
+/// told counts as alive.
 pub fn group_is_alive(leader: Pid) -> bool {
     // SAFETY: signal 0 is only a question.
-    let answer = check(unsafe { libc::kill(-leader.0, 0) });
-    // One that has become another user's may not even be asked, and is there.
-    let exists = answer.map_or_else(|error| error.raw_os_error() != Some(libc::ESRCH), |_| true);
-    exists && live_members(leader).unwrap_or(true)
+    match check(unsafe { libc::kill(-leader.0, 0) }) {
+        Ok(_) => live_members(leader).unwrap_or(true),
+        // All that are left have become other users', whom `/proc` may hide from us.
+        Err(error) => error.raw_os_error() != Some(libc::ESRCH),
+    }
 }
 
-/// Looks for a live member of a group in `/proc`, which only Linux has in this form; see proc(5).
+/// Looks for a live member of a group in `/proc`, which only Linux has in this form; see proc(5). `None` where it does
+/// not show all processes.
 fn live_members(leader: Pid) -> Option<bool> {
     // In a PID namespace it may be the host's, with other numbers.
     let own = std::fs::read_link("/proc/self").ok()?;
-    if own.to_str() != Some(std::process::id().to_string().as_str()) {
+    if own.as_os_str() != std::process::id().to_string().as_str() {
         return None;
     }
-    let group = leader.to_string();
-    for entry in std::fs::read_dir("/proc").ok()?.flatten() {
-        let Ok(stat) = std::fs::read_to_string(entry.path().join("stat")) else {
+    let mut shows_all = false;
+    for entry in std::fs::read_dir("/proc").ok()? {
+        let name = entry.ok()?.file_name();
+        let Some(pid) = name.to_str().and_then(|name| name.parse().ok()) else {
             continue;
         };
-        // The name, in parentheses, may hold anything; what follows is state, parent and group.
-        let mut fields = stat.rsplit(')').next()?.split_whitespace();
-        let state = fields.next();
-        let is_member = fields.nth(1) == Some(group.as_str());
-        // One whose first thread has ended looks as if it had ended too, and may run on in others.
-        let threads = fields.nth(14).and_then(|number| number.parse().ok());
-        let has_ended = matches!(state, Some("Z" | "X")) && threads.unwrap_or(0) <= 1;
-        if is_member && !has_ended {
+        if is_live_member(leader, Pid(pid)) {
             return Some(true);
         }
+        // The first is always there, and mostly root's: where `hidepid` hides the processes of others, it is missing.
+        shows_all |= pid == 1;
     }
-    Some(false)
+    shows_all.then_some(false)
+}
+
+/// Whether a process of `/proc` is a member of a group and has not ended.
+fn is_live_member(leader: Pid, pid: Pid) -> bool {
+    // Asked first, for the kernel tells it of any process, also where `/proc` does not let us look at it.
+    // SAFETY: the call takes a number only.
+    match check(unsafe { libc::getpgid(pid.0) }) {
+        Ok(group) if group != leader.0 => return false,
+        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return false,
+        _ => {}
+    }
+    match std::fs::read(format!("/proc/{pid}/stat")) {
+        Ok(stat) => tells_of_live_member(&stat, leader),
+        Err(error) => !matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)),
+    }
+}
+
+/// Whether the line of `/proc/PID/stat` is that of a member of a group that has not ended, as one counts that is
+/// not understood.
+fn tells_of_live_member(stat: &[u8], leader: Pid) -> bool {
+    // The name, in parentheses, may hold anything, half a letter too, for it is cut off after 15 bytes. What follows is
+    // state, parent and group.
+    let after_name = stat.iter().rposition(|byte| *byte == b')');
+    let rest = after_name.and_then(|end| str::from_utf8(&stat[end + 1..]).ok());
+    let mut fields = rest.unwrap_or_default().split_ascii_whitespace();
+    let state = fields.next();
+    let mut number = |skipped| fields.nth(skipped)?.parse::<i32>().ok();
+    // One whose first thread has ended looks as if it had ended too, and may run on in others.
+    let (Some(group), Some(threads)) = (number(1), number(14)) else {
+        return true;
+    };
+    let has_ended = matches!(state, Some("Z" | "X")) && threads <= 1;
+    group == leader.0 && !has_ended
 }
 
 /// Sends a signal to every process of a group.
@@ -1355,6 +1387,56 @@ impl Terminal {
         // SAFETY: the call reads the structure.
         unsafe {
             libc::tcsetattr(self.descriptor.as_raw_fd(), libc::TCSADRAIN, &self.modes);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_of_proc_tells_a_live_member_of_a_group_whatever_its_name() {
+        let line = |name: &[u8], state: &str, group: i32, threads: i32| {
+            let rest =
+                format!(") {state} 1 {group} 9 0 -1 4 0 0 0 0 0 0 0 0 20 0 {threads} 0 8 0\n");
+            [b"17 (", name, rest.as_bytes()].concat()
+        };
+        let leader = Pid(7);
+        let names: [&[u8]; 5] = [b"sleep", b"a) Z 1 8", b"\xd0\xb1\xd0", b"", b"(\n\xff"];
+        for name in names {
+            for (state, group, threads, lives) in [
+                ("S", 7, 1, true),
+                ("T", 7, 1, true),
+                ("S", 8, 1, false),
+                ("Z", 7, 1, false),
+                ("Z", 7, 0, false),
+                ("X", 7, 0, false),
+                ("Z", 7, 2, true),
+                ("Z", 8, 2, false),
+            ] {
+                let line = line(name, state, group, threads);
+                assert_eq!(
+                    tells_of_live_member(&line, leader),
+                    lives,
+                    "{}",
+                    String::from_utf8_lossy(&line)
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_line_of_proc_that_is_not_understood_counts_as_alive() {
+        for line in [
+            "",
+            "17",
+            "17 (a",
+            "17 (a) Z 1 7",
+            "17 (a) Z 1 x",
+            "17 (a) \u{e9}",
+        ] {
+            assert!(tells_of_live_member(line.as_bytes(), Pid(7)), "{line:?}");
         }
     }
 }

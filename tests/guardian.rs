@@ -1,5 +1,6 @@
 //! The guardian: when pglock is killed, its command is dead before anybody else gets the lock.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
@@ -374,4 +375,34 @@ fn no_zombie_is_among_pglock_s_children() {
     guardian_of(run.pid());
     assert!(processes::zombies_of(&run).is_empty());
     assert_eq!(processes::children(run.pid()).len(), 2);
+}
+
+#[test]
+fn a_member_of_the_group_with_half_a_letter_in_its_name_is_waited_for() {
+    let server = Server::new();
+    let scratch = Scratch::new();
+    // The kernel cuts its name off after 15 bytes, in the middle of the last letter.
+    let name = "блокиров";
+    // It waits for somebody to write, and starts nothing that has a name of its own.
+    let program = "#!/bin/sh\ntrap '' TERM; echo ready; read -r line <\"$0\".fifo\n";
+    let program = scratch.file(name, 0o755, program);
+    let fifo = scratch.path().join(format!("{name}.fifo"));
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRUSR).expect("mkfifo");
+    let script = "trap 'exit 0' TERM; \"$0\" & wait";
+    let run = Pglock::on(&server)
+        .flags(["--grace", "1"])
+        .command([
+            OsStr::new("sh"),
+            "-c".as_ref(),
+            script.as_ref(),
+            program.as_os_str(),
+        ])
+        .spawn();
+    run.wait_for_output("ready");
+    let backend = server.holders(1)[0];
+    server.psql(&format!("select pg_terminate_backend({backend})"));
+    wait_for_end("pglock", run.pid());
+    let survivors = survivors(&run);
+    assert!(survivors.is_empty(), "{survivors:?}");
+    run.wait().assert_status(124);
 }

@@ -110,10 +110,43 @@ fn a_command_that_has_become_another_user_is_said_to_be_out_of_reach() {
 fn the_guardian_keeps_the_lock_while_such_a_command_runs() {
     let server = Server::new();
     let scratch = Scratch::new();
-    let Some(pglock) = out_of_reach(&server, &scratch, 5) else {
-        return;
-    };
-    let mut run = pglock.open_input().spawn();
+    if let Some(pglock) = out_of_reach(&server, &scratch, 5) {
+        assert_kept_by_guardian(&server, &pglock);
+    }
+}
+
+#[test]
+fn the_guardian_keeps_the_lock_while_a_command_runs_that_it_cannot_see() {
+    let server = Server::new();
+    let scratch = Scratch::new();
+    if let Some(pglock) = out_of_reach(&server, &scratch, 6)
+        && can_hide_processes()
+    {
+        assert_kept_by_guardian(&server, &hiding_processes(pglock));
+    }
+}
+
+#[test]
+fn the_guardian_keeps_the_lock_while_all_that_it_can_see_of_a_command_has_ended() {
+    let server = Server::new();
+    let scratch = Scratch::new();
+    // Beside the one that becomes root, one that is killed, and that nobody waits for: its parent has left the group.
+    let script = "(sleep 1000 & exec setsid sleep 1000) >/dev/null 2>&1 & \
+                  exec \"$0\" --reuid=0 sh -c 'echo ready; read -r line; echo ended'";
+    let sudo = sudo(&scratch);
+    let words = ["sh", "-c", script, &sudo];
+    if let Some(pglock) = limited(&server, &scratch, 7, 10, &words)
+        && can_hide_processes()
+    {
+        assert_kept_by_guardian(&server, &hiding_processes(pglock));
+    }
+}
+
+/// Killed, it leaves the lock to its guardian until its command ends, which does so at the end of its input, and nobody is
+/// left who has not waited for a process of its group.
+#[track_caller]
+fn assert_kept_by_guardian(server: &Server, pglock: &Pglock) {
+    let mut run = pglock.clone().open_input().spawn();
     run.wait_for_output("ready");
     let guardian = guardian_of(run.pid());
     let mut session = server.session();
@@ -127,23 +160,55 @@ fn the_guardian_keeps_the_lock_while_such_a_command_runs() {
     assert!(session.try_answer(Duration::from_millis(300)).is_none());
     assert!(is_alive(guardian));
     run.close_input();
+    for pid in run.processes() {
+        if name(pid) == "sleep" {
+            let _ = kill(pid, Signal::SIGKILL);
+        }
+    }
     session.answer();
+}
+
+/// What shows a user no process of others in `/proc` to the program that follows.
+const HIDDEN: [&str; 5] = [
+    "unshare",
+    "--mount",
+    "sh",
+    "-c",
+    "mount -t proc -o hidepid=2 proc /proc && exec \"$0\" \"$@\"",
+];
+
+fn hiding_processes(pglock: Pglock) -> Pglock {
+    pglock.preceded_by(HIDDEN)
+}
+
+/// Whether they can be hidden here: not without privileges, nor in a container that has none to give.
+fn can_hide_processes() -> bool {
+    let mut tried = std::process::Command::new(HIDDEN[0]);
+    let can = tried
+        .args(&HIDDEN[1..])
+        .arg("true")
+        .status()
+        .is_ok_and(|status| status.success());
+    if !can {
+        eprintln!("skipped: no permission to mount a /proc that hides processes");
+    }
+    can
 }
 
 /// pglock as a user of its own, with a command that has become root and runs to the end of its input.
 fn out_of_reach(server: &Server, scratch: &Scratch, user: u32) -> Option<Pglock> {
+    let script = "echo ready; read -r line; echo ended";
+    let sudo = sudo(scratch);
+    let words = [&sudo, "--reuid=0", "sh", "-c", script];
+    limited(server, scratch, user, 10, &words)
+}
+
+/// A program that makes whoever calls it root.
+fn sudo(scratch: &Scratch) -> String {
     let sudo = scratch.path().join("sudo");
     std::fs::copy("/usr/bin/setpriv", &sudo).expect("copy setpriv");
     std::fs::set_permissions(&sudo, std::fs::Permissions::from_mode(0o4755)).expect("chmod");
-    let script = "echo ready; read -r line; echo ended";
-    let words = [
-        sudo.to_str().expect("UTF-8"),
-        "--reuid=0",
-        "sh",
-        "-c",
-        script,
-    ];
-    limited(server, scratch, user, 10, &words)
+    sudo.display().to_string()
 }
 
 #[test]

@@ -190,6 +190,21 @@ impl Pglock {
         self
     }
 
+    /// With words before its own: a program that runs it.
+    pub fn preceded_by<S: AsRef<OsStr>>(mut self, words: impl IntoIterator<Item = S>) -> Pglock {
+        let program = self.program.take().map(PathBuf::into_os_string);
+        let own = program
+            .into_iter()
+            .chain(std::mem::take(&mut self.flags))
+            .chain(std::mem::take(&mut self.command));
+        self.command = words
+            .into_iter()
+            .map(|word| word.as_ref().to_owned())
+            .chain(own)
+            .collect();
+        self
+    }
+
     /// Runs it to its end.
     #[track_caller]
     pub fn run(&self) -> Output {

@@ -22,13 +22,14 @@ pub fn children(pid: Pid) -> Vec<Pid> {
 
 /// The name of a process.
 pub fn name(pid: Pid) -> String {
-    let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-    name.trim_end().to_owned()
+    let name = fs::read(format!("/proc/{pid}/comm")).unwrap_or_default();
+    String::from_utf8_lossy(&name).trim_end().to_owned()
 }
 
 /// The words of `/proc/PID/stat` after the name: state, parent, group, session and so on.
 fn stat(pid: Pid) -> Option<Vec<String>> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let stat = fs::read(format!("/proc/{pid}/stat")).ok()?;
+    let stat = String::from_utf8_lossy(&stat);
     let words = stat.rsplit_once(')')?.1.split_whitespace();
     Some(words.map(str::to_owned).collect())
 }

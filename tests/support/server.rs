@@ -503,7 +503,9 @@ fn wait_for_child(child: &mut Child, limit: Duration) -> Option<ExitStatus> {
 
 /// The letter for a process's state.
 pub fn state(pid: Pid) -> Option<char> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // A name may be cut off within a letter.
+    let stat = fs::read(format!("/proc/{pid}/stat")).ok()?;
+    let stat = String::from_utf8_lossy(&stat);
     stat.rsplit_once(')')?.1.trim_start().chars().next()
 }
 
