@@ -294,10 +294,15 @@ fn set(settings: &mut Vec<Setting>, keyword: &str, value: &[u8]) {
 
 /// Whether settings are to be looked up in a service file.
 fn has_service(given: &[Setting]) -> bool {
-    get(given, "service").is_some() || variable("PGSERVICE").is_some()
+    get(given, "service").is_some() || has_variable("PGSERVICE")
 }
 
-/// The value of a variable that has one.
+/// Whether a variable has a value, of whatever bytes.
+fn has_variable(name: &str) -> bool {
+    std::env::var_os(name).is_some_and(|value| !value.is_empty())
+}
+
+/// The value of a variable that has one. What is not UTF-8 is left to libpq, which reads it by itself.
 fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
@@ -305,7 +310,7 @@ fn variable(name: &str) -> Option<String> {
 /// What libpq's own sources say of where to connect. To ask libpq takes a fifth of the work that pglock does before it
 /// connects: where there is neither a service file to read nor a user to look up, they are variables.
 fn sources(given: &[Setting]) -> Vec<(String, String)> {
-    let has_user = get(given, "user").is_some() || variable("PGUSER").is_some();
+    let has_user = get(given, "user").is_some() || has_variable("PGUSER");
     if has_service(given) || !has_user {
         return pq::defaults();
     }
@@ -334,7 +339,7 @@ fn put_defaults_below(given: &[Setting]) {
         }
     };
     // Asked for its own sources libpq looks the user up, unless they name one; an empty name is none.
-    if variable("PGUSER").is_none() {
+    if !has_variable("PGUSER") {
         sys::remove_variable(c"PGUSER");
     }
     if let Some(user) = get(given, "user") {

@@ -1,6 +1,8 @@
 //! Where the settings of the connection come from, and which of several wins.
 
+use std::ffi::OsStr;
 use std::net::Ipv4Addr;
+use std::os::unix::ffi::OsStrExt;
 use std::process::Command;
 
 use crate::support::net::{Call, HUNG_UP};
@@ -654,4 +656,18 @@ fn the_time_for_connecting_comes_from_every_source() {
         let output = at().flags(["--database", &string]).run();
         output.assert_failed(&["connect_timeout is not a whole number of seconds"]);
     }
+}
+
+#[test]
+fn a_variable_of_libpq_s_may_have_any_bytes() {
+    let fake = FakeServer::new();
+    let bytes = OsStr::from_bytes(b"caf\xe9");
+    let pglock = Pglock::new()
+        .env("PGHOST", fake.host())
+        .env("PGPORT", fake.port().to_string())
+        .env("PGUSER", bytes)
+        .env("PGDATABASE", bytes);
+    let call = call(&fake, &pglock);
+    // As the fake server shows them.
+    assert_eq!(summary(&call), ("caf\u{fffd}", "caf\u{fffd}", false));
 }
