@@ -39,6 +39,8 @@ impl Exit {
     pub fn of_exec_error(error: &io::Error) -> Self {
         match error.kind() {
             io::ErrorKind::NotFound => Self::NotFound,
+            // None of the system's: it is about pglock's own part in it.
+            io::ErrorKind::Other => Self::Failed,
             _ => Self::NotExecutable,
         }
     }

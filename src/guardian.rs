@@ -18,11 +18,18 @@ use crate::sys::{self, Pid, Signal, Ward};
 /// How long to wait for a killed group to be gone, where no lease says how long the server keeps the
 /// lock: it may hang in the kernel, or nobody may wait for its processes.
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
+/// How often to look again where no event tells.
+const LOOK: Duration = Duration::from_millis(1);
 /// How often to look for a group that is not there yet although its deadline has passed.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
+/// Where it finds its end of the pipe.
+const END: RawFd = 0;
+
 /// Tells the guardian to look at the deadline, which it only knows to move forward.
-const WAKE: &[u8] = b"w";
+const WAKE: u8 = b'w';
+/// Tells it to end.
+const DISMISS: u8 = b'd';
 
 /// A guardian on its post. When pglock ends, the group named in its ward is killed; when only this value
 /// is dropped, the guardian just ends.
@@ -40,7 +47,8 @@ impl Guardian {
         let (end, life) = sys::pipe()?;
         // Without a socket it holds one more end of the pipe, which serves as well.
         let socket = socket.unwrap_or(end.as_raw_fd());
-        let pid = sys::fork_apart([end.as_raw_fd(), socket], |[end, _socket]| stand(ward, end))?;
+        let pglock = sys::own_pid();
+        let pid = sys::fork_apart([end.as_raw_fd(), socket], || stand(ward, pglock))?;
         Ok(Self { pid, life })
     }
 
@@ -56,30 +64,37 @@ impl Guardian {
 
     /// Has it look at its ward's deadline now; to be called when there was none before.
     pub fn wake(&self) {
-        // One that was killed needs no waking; it is replaced.
-        let _ = sys::write_all(self.life.as_raw_fd(), WAKE);
+        if self.tell(WAKE).is_err() {
+            // One that was killed, or that cannot be told, is replaced.
+            self.retire();
+        }
     }
 
     /// Ends it, without waiting until it has ended.
     pub fn retire(&self) {
         if self.is_on_post() {
-            sys::kill(self.pid);
+            // Where that fails, it is tried again when this value is dropped.
+            let _ = sys::kill(self.pid);
         }
+    }
+
+    fn tell(&self, word: u8) -> io::Result<()> {
+        sys::write_all(self.life.as_raw_fd(), &[word])
     }
 }
 
 impl Drop for Guardian {
     /// Waited for, it leaves nothing behind, also where pglock's own parent waits for no orphans.
     fn drop(&mut self) {
-        if self.is_on_post() {
-            sys::kill(self.pid);
-            sys::wait_for(self.pid);
+        if self.is_on_post() && sys::end(self.pid).is_err() {
+            // Else it would take the end of the pipe for the end of pglock.
+            let _ = self.tell(DISMISS);
         }
     }
 }
 
 /// What the guardian does.
-fn stand(ward: &Ward, end: RawFd) {
+fn stand(ward: &Ward, pglock: Pid) {
     loop {
         let deadline = ward.deadline().filter(|_| !ward.has_fired());
         let now = sys::now();
@@ -88,10 +103,14 @@ fn stand(ward: &Ward, end: RawFd) {
             Some(deadline) if deadline <= now && ward.group().is_none() => Some(now + LOOK_AGAIN),
             deadline => deadline,
         };
-        if sys::wait_until(end, alarm) {
-            match sys::read_byte(end) {
-                Some(_) => continue,
-                None => break,
+        if sys::wait_until(END, alarm).unwrap_or(true) {
+            match sys::read_byte(END) {
+                Ok(Some(DISMISS)) => return,
+                Ok(Some(_)) => continue,
+                Ok(None) => break,
+                // It cannot see the pipe, but whose child it is.
+                Err(_) if !sys::has_parent(pglock) => break,
+                Err(_) => sys::pause(LOOK),
             }
         }
         // Looked at again, for pglock may have moved it meanwhile.
@@ -109,6 +128,6 @@ fn stand(ward: &Ward, end: RawFd) {
         if !sys::group_is_alive(group) || sys::now() > until {
             break;
         }
-        sys::pause(Duration::from_millis(1));
+        sys::pause(LOOK);
     }
 }

@@ -136,7 +136,10 @@ pub fn now() -> Duration {
     let mut time = MaybeUninit::<libc::timespec>::zeroed();
     // SAFETY: the call fills the structure, for which all zeros are a value too.
     let time = unsafe {
-        libc::clock_gettime(CLOCK, time.as_mut_ptr());
+        if libc::clock_gettime(CLOCK, time.as_mut_ptr()) == -1 {
+            // No lease can be kept without a clock. The guardian sees to the rest, or pglock to another guardian.
+            exit(125);
+        }
         time.assume_init()
     };
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
@@ -237,34 +240,33 @@ unsafe extern "C" {
 /// No descriptor is free.
 pub fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
     let mut ends = [-1; 2];
+    #[cfg(target_os = "linux")]
+    let flags = libc::O_CLOEXEC | libc::O_NONBLOCK;
     // SAFETY: the call fills the array of two.
+    #[cfg(target_os = "linux")]
+    check(unsafe { libc::pipe2(ends.as_mut_ptr(), flags) })?;
+    // SAFETY: as above.
+    #[cfg(not(target_os = "linux"))]
     check(unsafe { libc::pipe(ends.as_mut_ptr()) })?;
     // SAFETY: the call has opened both, and nobody else owns them.
-    let ends = ends.map(|end| unsafe { OwnedFd::from_raw_fd(end) });
-    for end in &ends {
+    let [read, write] = ends.map(|end| unsafe { OwnedFd::from_raw_fd(end) });
+    #[cfg(not(target_os = "linux"))]
+    for end in [&read, &write] {
+        let end = end.as_raw_fd();
         // SAFETY: the calls set flags of a descriptor that is open.
         unsafe {
-            check(libc::fcntl(
-                end.as_raw_fd(),
-                libc::F_SETFD,
-                libc::FD_CLOEXEC,
-            ))?;
-            check(libc::fcntl(
-                end.as_raw_fd(),
-                libc::F_SETFL,
-                libc::O_NONBLOCK,
-            ))?;
+            check(libc::fcntl(end, libc::F_SETFD, libc::FD_CLOEXEC))?;
+            check(libc::fcntl(end, libc::F_SETFL, libc::O_NONBLOCK))?;
         }
     }
-    let [read, write] = ends;
     Ok((read, write))
 }
 
-/// Reads what is there now, up to the size of the buffer; nothing where nothing is.
-fn read(descriptor: RawFd, buffer: &mut [u8]) -> usize {
+/// Reads what is there now, up to the size of the buffer; 0 bytes at the end.
+fn read(descriptor: RawFd, buffer: &mut [u8]) -> io::Result<usize> {
     // SAFETY: the buffer is as long as the call is told.
     let count = unsafe { libc::read(descriptor, buffer.as_mut_ptr().cast(), buffer.len()) };
-    usize::try_from(count).unwrap_or(0)
+    usize::try_from(count).map_err(|_| io::Error::last_os_error())
 }
 
 /// Writes all of it.
@@ -288,16 +290,16 @@ pub fn write_all(descriptor: RawFd, mut bytes: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether a write of a line would not block.
+/// Whether a write of a line would not block; not where the system does not say so.
 pub fn is_writable_now(descriptor: RawFd) -> bool {
     let mut waits = [Wait::write(descriptor)];
     poll(&mut waits, Some(Duration::ZERO)).is_ok() && waits[0].ready
 }
 
-/// Whether a read would not block: there is something to read, or the end.
+/// Whether a read would not block: there is something to read, or the end, or the system does not say.
 pub fn is_readable_now(descriptor: RawFd) -> bool {
     let mut waits = [Wait::read(descriptor)];
-    poll(&mut waits, Some(Duration::ZERO)).is_ok() && waits[0].ready
+    poll_once(&mut waits, Some(Duration::ZERO)).is_err() || waits[0].ready
 }
 
 /// One descriptor to wait for.
@@ -350,6 +352,17 @@ impl Wait {
 /// # Errors
 /// The kernel is out of memory.
 pub fn poll(waits: &mut [Wait], timeout: Option<Duration>) -> io::Result<()> {
+    match poll_once(waits, timeout) {
+        Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),
+        result => result,
+    }
+}
+
+/// The same, but a signal is an error.
+fn poll_once(waits: &mut [Wait], timeout: Option<Duration>) -> io::Result<()> {
+    for wait in &mut *waits {
+        wait.ready = false;
+    }
     let mut polled: Vec<libc::pollfd> = waits
         .iter()
         .map(|wait| libc::pollfd {
@@ -364,11 +377,7 @@ pub fn poll(waits: &mut [Wait], timeout: Option<Duration>) -> io::Result<()> {
     });
     // SAFETY: the array is as long as the call is told.
     let result = unsafe { libc::poll(polled.as_mut_ptr(), polled.len() as libc::nfds_t, timeout) };
-    match check(result) {
-        Ok(_) => {}
-        Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(()),
-        Err(error) => return Err(error),
-    }
+    check(result)?;
     for (wait, polled) in waits.iter_mut().zip(&polled) {
         wait.ready = polled.revents != 0;
     }
@@ -552,7 +561,7 @@ impl Signals {
     /// wants it.
     ///
     /// # Errors
-    /// No descriptor is free for the pipe that they are noted in.
+    /// No descriptor is free for the pipe that they are noted in, or the system does not let pglock catch them.
     pub fn catch() -> io::Result<Self> {
         let (pipe, write_end) = pipe()?;
         SIGNAL_PIPE.store(write_end.as_raw_fd(), Ordering::Relaxed);
@@ -560,33 +569,33 @@ impl Signals {
         std::mem::forget(write_end);
 
         // Blocked meanwhile, so that what comes for a signal that is to stay ignored is forgotten, and not noted.
-        let mask = block_signals();
+        let mask = block_signals()?;
         let mut signals = Self {
             pipe,
             mask,
             dispositions: Vec::new(),
         };
         for signal in caught() {
-            signals.set_disposition(signal, handle as *const () as libc::sighandler_t);
+            signals.set_disposition(signal, handle as *const () as libc::sighandler_t)?;
         }
         // A log line to a closed pipe or a file that must not grow must not end pglock, nor one to a terminal stop
         // it.
-        signals.set_disposition(libc::SIGPIPE, libc::SIG_IGN);
-        signals.set_disposition(libc::SIGXFSZ, libc::SIG_IGN);
-        signals.set_disposition(libc::SIGTTOU, libc::SIG_IGN);
+        for signal in [libc::SIGPIPE, libc::SIGXFSZ, libc::SIGTTOU] {
+            signals.set_disposition(signal, libc::SIG_IGN)?;
+        }
         let mut own = mask;
         // SAFETY: the calls change and read a set that is filled.
         unsafe {
             libc::sigdelset(&mut own, libc::SIGCHLD);
             libc::sigdelset(&mut own, libc::SIGALRM);
         }
-        set_mask(&own);
+        set_mask(&own)?;
         Ok(signals)
     }
 
     /// Sets what to do about a signal, and remembers what was done before where the command would not find it
     /// so: executed, it finds what was caught at its default and what was ignored ignored.
-    fn set_disposition(&mut self, signal: c_int, handler: libc::sighandler_t) {
+    fn set_disposition(&mut self, signal: c_int, handler: libc::sighandler_t) -> io::Result<()> {
         // SAFETY: `sigaction` reads one structure and fills the other; all zeros are a value of it. The
         // handler is `handle`, which does only what a handler may, or one of the constants.
         unsafe {
@@ -595,18 +604,26 @@ impl Signals {
             action.sa_sigaction = handler;
             action.sa_flags = libc::SA_RESTART;
             libc::sigfillset(&mut action.sa_mask);
-            if libc::sigaction(signal, &action, &mut before) == -1 {
-                return;
-            }
+            check(libc::sigaction(signal, &action, &mut before))?;
             let was_ignored = before.sa_sigaction == libc::SIG_IGN;
             // Nothing but SIGCHLD, without which no command can be waited for, is taken from a caller
             // who wants it ignored.
             if was_ignored && signal != libc::SIGCHLD {
-                libc::sigaction(signal, &before, ptr::null_mut());
+                check(libc::sigaction(signal, &before, ptr::null_mut()))?;
             } else if was_ignored || handler == libc::SIG_IGN {
                 self.dispositions.push((signal, before));
             }
         }
+        Ok(())
+    }
+
+    /// Puts back what pglock was started with, in a child that is about to execute a program.
+    fn restore(&self) -> io::Result<()> {
+        for (signal, action) in &self.dispositions {
+            // SAFETY: the call reads a structure that the system has filled.
+            check(unsafe { libc::sigaction(*signal, action, ptr::null_mut()) })?;
+        }
+        set_mask(&self.mask)
     }
 
     /// The descriptor that can be read when signals have arrived.
@@ -617,7 +634,8 @@ impl Signals {
     /// The signals that have arrived since the last call, oldest first.
     pub fn take(&self) -> Vec<Signal> {
         let mut buffer = [0; 256];
-        let count = read(self.descriptor(), &mut buffer);
+        // What could not be read stays in the pipe, for the next call.
+        let count = read(self.descriptor(), &mut buffer).unwrap_or(0);
         buffer[..count]
             .iter()
             .map(|&number| Signal(number.into()))
@@ -668,7 +686,7 @@ impl Signals {
 }
 
 /// Blocks the signals, and returns the mask that there was.
-fn block_signals() -> libc::sigset_t {
+fn block_signals() -> io::Result<libc::sigset_t> {
     let mut all = MaybeUninit::<libc::sigset_t>::zeroed();
     let mut before = MaybeUninit::<libc::sigset_t>::zeroed();
     // SAFETY: the calls fill the sets before they are read.
@@ -676,21 +694,23 @@ fn block_signals() -> libc::sigset_t {
         libc::sigfillset(all.as_mut_ptr());
         // While it is ignored it is forgotten; blocked, it would wait for the command.
         libc::sigdelset(all.as_mut_ptr(), libc::SIGPIPE);
-        libc::sigprocmask(libc::SIG_SETMASK, all.as_ptr(), before.as_mut_ptr());
-        before.assume_init()
+        check(libc::sigprocmask(
+            libc::SIG_SETMASK,
+            all.as_ptr(),
+            before.as_mut_ptr(),
+        ))?;
+        Ok(before.assume_init())
     }
 }
 
 /// Blocks these signals and no others.
-fn set_mask(mask: &libc::sigset_t) {
+fn set_mask(mask: &libc::sigset_t) -> io::Result<()> {
     // SAFETY: the call reads a set that is filled.
-    unsafe {
-        libc::sigprocmask(libc::SIG_SETMASK, mask, ptr::null_mut());
-    }
+    check(unsafe { libc::sigprocmask(libc::SIG_SETMASK, mask, ptr::null_mut()) }).map(drop)
 }
 
 /// Has SIGALRM sent after this time; `None` takes it back. Returns the time that was left of one set
-/// before.
+/// before. The call only fails for a time that is none.
 fn set_alarm(after: Option<Duration>) -> Option<Duration> {
     // All zeros would take it back.
     let after = after.map_or(Duration::ZERO, |after| after.max(Duration::from_micros(1)));
@@ -905,26 +925,35 @@ pub fn reap() -> Option<(Pid, Change)> {
     Some((Pid(pid), change))
 }
 
-/// Whether a child is still running. One that has ended is waited for.
+/// Whether a child is still running, as one is that the system says nothing of. One that has ended is waited for.
 pub fn is_running(child: Pid) -> bool {
     // SAFETY: the call takes numbers and a null pointer, which asks for no status.
-    unsafe { libc::waitpid(child.0, ptr::null_mut(), libc::WNOHANG) == 0 }
-}
-
-/// Kills a child; [`wait_for`] has to follow.
-pub fn kill(child: Pid) {
-    // SAFETY: the call takes numbers only.
-    unsafe {
-        libc::kill(child.0, libc::SIGKILL);
+    match check(unsafe { libc::waitpid(child.0, ptr::null_mut(), libc::WNOHANG) }) {
+        Ok(pid) => pid == 0,
+        Err(error) => error.raw_os_error() != Some(libc::ECHILD),
     }
 }
 
-/// Waits for a child that is about to end.
-pub fn wait_for(child: Pid) {
+/// Kills a child; [`end`] has to follow.
+///
+/// # Errors
+/// It may not be signalled.
+pub fn kill(child: Pid) -> io::Result<()> {
+    // SAFETY: the call takes numbers only.
+    check(unsafe { libc::kill(child.0, libc::SIGKILL) }).map(drop)
+}
+
+/// Kills a child that was not waited for yet, and waits for its end.
+///
+/// # Errors
+/// It may not be signalled. Then it is not waited for either.
+pub fn end(child: Pid) -> io::Result<()> {
+    kill(child)?;
     // SAFETY: as in `is_running`.
     while unsafe { libc::waitpid(child.0, ptr::null_mut(), 0) } == -1
         && io::Error::last_os_error().kind() == io::ErrorKind::Interrupted
     {}
+    Ok(())
 }
 
 /// A program to execute.
@@ -939,16 +968,113 @@ pub struct Program {
 pub struct Child {
     /// Its process id, and that of its process group.
     pub pid: Pid,
-    exec_error: OwnedFd,
+    /// Why it has executed no program, negative where that is about the child itself; 0 otherwise. In memory that it
+    /// shares with pglock, for a write to a pipe may fail too.
+    failure: &'static AtomicI32,
 }
 
 impl Child {
-    /// Why the program could not be executed, once the child has ended; `None` if it was.
+    /// Why the program was not executed, once the child has ended; `None` if it was. An error that the system has
+    /// no number for is about the child itself.
     pub fn exec_error(&self) -> Option<io::Error> {
-        let mut errno = [0; size_of::<i32>()];
-        let count = read(self.exec_error.as_raw_fd(), &mut errno);
-        (count == errno.len()).then(|| io::Error::from_raw_os_error(i32::from_ne_bytes(errno)))
+        let error = io::Error::from_raw_os_error;
+        match self.failure.load(Ordering::SeqCst) {
+            0 => None,
+            errno if errno > 0 => Some(error(errno)),
+            errno => Some(io::Error::other(format!(
+                "its process could not be made ready: {}",
+                error(-errno)
+            ))),
+        }
     }
+}
+
+/// New memory that pglock shares with whatever it forks from here on, all zeros. It is never given back.
+///
+/// # Errors
+/// There is no memory left.
+///
+/// # Safety
+/// All zeros are a value of the type, and processes may use it at once, as they may atomics. It is aligned to a page at
+/// the most.
+unsafe fn share<T>() -> io::Result<&'static T> {
+    // SAFETY: the call makes new memory, aligned to a page and never unmapped, filled with zeros, which are a value by
+    // this function's own condition.
+    unsafe {
+        let address = libc::mmap(
+            ptr::null_mut(),
+            size_of::<T>(),
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_SHARED | libc::MAP_ANON,
+            -1,
+            0,
+        );
+        if address == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(&*address.cast::<T>())
+    }
+}
+
+/// Which of the two a process is after a fork.
+enum Fork {
+    /// The one that was there before, and the number of the new one.
+    Parent(Pid),
+    /// The new one, with all signals blocked, and the mask that there was.
+    Child(libc::sigset_t),
+}
+
+/// Makes a child, which has to end by itself, or to execute a program.
+///
+/// # Errors
+/// The system has no process left. Then there is no child.
+fn fork() -> io::Result<Fork> {
+    // No signal may reach the child before it knows that it is not pglock: the handler would note it in the
+    // pipe, which is the parent's too.
+    let before = block_signals()?;
+    // SAFETY: there is one thread, so the child finds nothing half done; it does not come back from whoever calls this,
+    // so that nothing of the parent's is dropped twice.
+    let forked = check(unsafe { libc::fork() });
+    if let Ok(0) = forked {
+        IN_CHILD.store(true, Ordering::Relaxed);
+        return Ok(Fork::Child(before));
+    }
+    // Again, for a child that is there may run already.
+    let unblocked = set_mask(&before).or_else(|_| set_mask(&before));
+    let child = Pid(forked?);
+    if let Err(error) = unblocked {
+        // Deaf to all that happens to it, pglock could not look after it, nor after what it may have started.
+        let _ = signal_group(child, Signal::KILL);
+        let _ = end(child);
+        return Err(error);
+    }
+    Ok(Fork::Parent(child))
+}
+
+/// pglock's own process id.
+pub fn own_pid() -> Pid {
+    // SAFETY: the call takes nothing and cannot fail.
+    Pid(unsafe { libc::getpid() })
+}
+
+/// Whether the parent of this process is still the one that had this number for itself.
+pub fn has_parent(parent: Pid) -> bool {
+    // SAFETY: the call takes nothing and cannot fail.
+    let now = unsafe { libc::getppid() };
+    // One in another PID namespace has no number here.
+    now == parent.0 || now == 0
+}
+
+/// Has a child die when pglock does, where the system can do that, unless it becomes another user. It ends here if
+/// pglock has ended already.
+fn die_with(parent: Pid) -> io::Result<()> {
+    #[cfg(target_os = "linux")]
+    // SAFETY: the call takes numbers only.
+    check(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) })?;
+    if !has_parent(parent) {
+        exit(127);
+    }
+    Ok(())
 }
 
 /// Starts a program in a process group of its own, with the signal mask and the dispositions that
@@ -956,7 +1082,7 @@ impl Child {
 /// blocked, and does not execute the program if that fails.
 ///
 /// # Errors
-/// The system has no process or descriptor left.
+/// The system has no process or memory left.
 pub fn spawn(
     program: &Program,
     signals: &Signals,
@@ -968,93 +1094,115 @@ pub fn spawn(
     };
     let words = pointers(&program.words);
     let environment = pointers(&program.environment);
-    let (exec_error, write_end) = pipe()?;
+    // SAFETY: zeros are a value of it, and it is atomic.
+    let failure: &AtomicI32 = unsafe { share()? };
+    let parent = own_pid();
 
-    // No signal may reach the child before it knows that it is not pglock: the handler would note it in the
-    // pipe, which is the parent's too.
-    let before = block_signals();
-    // SAFETY: there is one thread, so the child finds nothing half done; it ends in `exec` or `_exit`, so that
-    // nothing of the parent's is dropped twice.
-    let result = check(unsafe { libc::fork() });
-    if let Ok(0) = result {
-        // SAFETY: all pointers are into vectors that live in this frame, or for ever, and the arrays end with a
-        // null pointer, as `execvp` demands.
-        unsafe {
-            IN_CHILD.store(true, Ordering::Relaxed);
-            libc::setpgid(0, 0);
-            // Where pglock is killed together with its guardian, which would kill the whole group.
-            #[cfg(target_os = "linux")]
-            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
-            let error = match prepare(Pid(libc::getpid())) {
-                Ok(()) => {
-                    for (signal, action) in &signals.dispositions {
-                        libc::sigaction(*signal, action, ptr::null_mut());
-                    }
-                    set_mask(&signals.mask);
-                    environ = environment.as_ptr();
-                    libc::execvp(words[0], words.as_ptr());
-                    let error = io::Error::last_os_error();
-                    if error.raw_os_error() == Some(libc::ENOEXEC) {
-                        // POSIX has `execvp` give a script without a first line for that to the shell; musl
-                        // leaves it to us.
-                        let shell = [c"/bin/sh", c"-c", c"exec \"$0\" \"$@\""].map(CStr::as_ptr);
-                        let words: Vec<_> = shell.iter().chain(&words).copied().collect();
-                        libc::execv(words[0], words.as_ptr());
-                    }
-                    error
-                }
-                Err(error) => error,
+    match fork()? {
+        Fork::Child(_) => {
+            let errno = |error: io::Error| error.raw_os_error().unwrap_or(libc::EIO);
+            let own_errno = |error| -errno(error);
+            let result = lead_group()
+                .and_then(|()| die_with(parent))
+                .map_err(own_errno)
+                .and_then(|()| prepare(own_pid()).map_err(errno))
+                .and_then(|()| signals.restore().map_err(own_errno));
+            let number = match result {
+                // SAFETY: all pointers are into vectors that live in this frame, and the arrays end with a null
+                // pointer.
+                Ok(()) => errno(unsafe { execute(&words, &environment) }),
+                Err(number) => number,
             };
-            let errno = error.raw_os_error().unwrap_or(0).to_ne_bytes();
-            let _ = write_all(write_end.as_raw_fd(), &errno);
-            libc::_exit(127);
+            failure.store(number, Ordering::SeqCst);
+            exit(127);
+        }
+        Fork::Parent(pid) => {
+            // Both sides do it, so that neither has to wait for the other; it fails here once the child has
+            // executed its program or ended, and has then been done, or has failed there.
+            // SAFETY: the call takes numbers only.
+            unsafe {
+                libc::setpgid(pid.0, pid.0);
+            }
+            Ok(Child { pid, failure })
         }
     }
-    if let Ok(pid) = result {
-        // Both sides do it, so that neither has to wait for the other; it fails here once the child has
-        // executed its program, and has then been done.
-        // SAFETY: the call takes numbers only.
-        unsafe {
-            libc::setpgid(pid, pid);
+}
+
+/// Makes a process group of which this process is the leader.
+fn lead_group() -> io::Result<()> {
+    // SAFETY: the call takes numbers only.
+    check(unsafe { libc::setpgid(0, 0) }).map(drop)
+}
+
+/// Executes a program in place of this process, and returns why it could not.
+///
+/// # Safety
+/// Both are arrays of null-terminated strings that end with a null pointer, and there is one thread.
+unsafe fn execute(words: &[*const c_char], environment: &[*const c_char]) -> io::Error {
+    // SAFETY: by this function's own condition they are what `execvp` demands, and nobody reads the environment
+    // meanwhile.
+    unsafe {
+        environ = environment.as_ptr();
+        libc::execvp(words[0], words.as_ptr());
+        let error = io::Error::last_os_error();
+        if error.raw_os_error() == Some(libc::ENOEXEC) {
+            // POSIX has `execvp` give a script without a first line for that to the shell; musl
+            // leaves it to us.
+            let shell = [c"/bin/sh", c"-c", c"exec \"$0\" \"$@\""].map(CStr::as_ptr);
+            let words: Vec<_> = shell.iter().chain(words).copied().collect();
+            libc::execv(words[0], words.as_ptr());
         }
+        error
     }
-    set_mask(&before);
-    Ok(Child {
-        pid: Pid(result?),
-        exec_error,
-    })
 }
 
 /// A child that makes a call which may block, where a signal's handler could not end it. It is killed when this is
-/// dropped.
+/// dropped, and on Linux when pglock ends.
 pub struct Inquiry {
     child: Pid,
     answer: OwnedFd,
 }
 
-/// Has a child make a call.
+/// Has a child make a call. It finds no descriptor of pglock's or its caller's.
 ///
 /// # Errors
 /// The system has no process or descriptor left.
 pub fn inquire(call: impl FnOnce() -> String) -> io::Result<Inquiry> {
     let (answer, write_end) = pipe()?;
-    // As in `spawn`.
-    let before = block_signals();
-    // SAFETY: there is one thread, so the child finds nothing half done; it ends in `_exit`, so that nothing
-    // of the parent's is dropped twice.
-    let child = check(unsafe { libc::fork() });
-    if let Ok(0) = child {
-        IN_CHILD.store(true, Ordering::Relaxed);
-        set_mask(&before);
-        let text = call();
-        let _ = write_all(write_end.as_raw_fd(), text.as_bytes());
-        exit(0);
+    let parent = own_pid();
+    match fork()? {
+        Fork::Child(mask) => {
+            // What goes wrong here is seen by the answer, which is none.
+            let kept = [answer.as_raw_fd(), write_end.as_raw_fd()];
+            if die_with(parent).is_ok() && keep_for_answer(kept).is_ok() && set_mask(&mask).is_ok()
+            {
+                let text = call();
+                let _ = write_all(ANSWER, text.as_bytes());
+            }
+            exit(0);
+        }
+        Fork::Parent(child) => Ok(Inquiry { child, answer }),
     }
-    set_mask(&before);
-    Ok(Inquiry {
-        child: Pid(child?),
-        answer,
-    })
+}
+
+/// The descriptor that an inquiry's child writes its answer to.
+const ANSWER: RawFd = 3;
+
+/// Leaves this process the write end of a pipe as [`ANSWER`], and no other descriptor: whoever reads from the standard
+/// ones of pglock's caller would wait for it. The read end takes their numbers, to which nothing can be written.
+fn keep_for_answer([read_end, write_end]: [RawFd; 2]) -> io::Result<()> {
+    for number in 0..ANSWER {
+        duplicate(read_end, number)?;
+    }
+    duplicate(write_end, ANSWER)?;
+    close_from(ANSWER + 1);
+    Ok(())
+}
+
+/// Has a number stand for what this descriptor stands for.
+fn duplicate(descriptor: RawFd, number: RawFd) -> io::Result<()> {
+    // SAFETY: the call takes numbers only; what it closes, nobody in this process uses any more.
+    check(unsafe { libc::dup2(descriptor, number) }).map(drop)
 }
 
 impl Inquiry {
@@ -1066,7 +1214,7 @@ impl Inquiry {
     /// What came of the call, up to [`PIPE_BUF`] bytes; nothing if the child was killed.
     pub fn answer(self) -> String {
         let mut bytes = [0; PIPE_BUF];
-        let count = read(self.answer.as_raw_fd(), &mut bytes);
+        let count = read(self.answer.as_raw_fd(), &mut bytes).unwrap_or(0);
         String::from_utf8_lossy(&bytes[..count]).into_owned()
     }
 }
@@ -1074,8 +1222,8 @@ impl Inquiry {
 impl Drop for Inquiry {
     fn drop(&mut self) {
         if is_running(self.child) {
-            kill(self.child);
-            wait_for(self.child);
+            // One that it could not kill ends by itself.
+            let _ = end(self.child);
         }
     }
 }
@@ -1106,7 +1254,7 @@ pub fn run_in_child(limit: Duration, call: impl FnOnce()) {
 pub fn spawn_thread<T: Send + 'static>(
     call: impl FnOnce() -> T + Send + 'static,
 ) -> io::Result<JoinHandle<T>> {
-    let before = block_signals();
+    let before = block_signals()?;
     let thread = thread::Builder::new().spawn(call);
     set_mask(&before);
     thread
@@ -1130,23 +1278,8 @@ impl Ward {
     /// # Errors
     /// There is no memory left.
     pub fn new() -> io::Result<Self> {
-        // SAFETY: the call makes new memory, filled with zeros, which are a value of the cells, and aligned
-        // to a page. It is shared with every process forked from here on, and never unmapped. The cells are
-        // atomic, so that processes may use them at once.
-        let cells = unsafe {
-            let address = libc::mmap(
-                ptr::null_mut(),
-                size_of::<WardCells>(),
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_SHARED | libc::MAP_ANON,
-                -1,
-                0,
-            );
-            if address == libc::MAP_FAILED {
-                return Err(io::Error::last_os_error());
-            }
-            &*address.cast::<WardCells>()
-        };
+        // SAFETY: zeros are a value of the cells, which are atomic.
+        let cells = unsafe { share()? };
         let ward = Self(cells);
         ward.set_deadline(None);
         Ok(ward)
@@ -1189,53 +1322,76 @@ impl Ward {
     }
 }
 
+/// How long a process that is forked apart may take to get there. The machine may be busy.
+const SETTLING: Duration = Duration::from_secs(10);
+
 /// Forks a process out of reach of everything that is meant for pglock or its command: in a session of its
-/// own, all signals blocked, under a name of its own, in the root folder, and with no descriptor but `kept`, which
-/// become its 0, 1 and so on. It runs `job` and ends.
+/// own, all signals blocked, under a name of its own, in the root folder, and with no descriptor but `kept`, none of
+/// them a standard one, which become its 0, 1 and so on. It runs `job` and ends. When this returns it has got there.
 ///
 /// # Errors
-/// The system has no process or descriptor left.
-pub fn fork_apart<const N: usize>(
-    kept: [RawFd; N],
-    job: impl FnOnce([RawFd; N]),
-) -> io::Result<Pid> {
-    // Above the numbers that they are to become, so that none of them is closed too early.
-    let above = |descriptor| {
-        // SAFETY: the call takes numbers only. What it opens, nobody else owns.
-        unsafe {
-            let copy = libc::fcntl(descriptor, libc::F_DUPFD_CLOEXEC, N as c_int);
-            check(copy).map(|copy| OwnedFd::from_raw_fd(copy))
+/// The system has no process or descriptor left, or does not let it get there.
+pub fn fork_apart<const N: usize>(kept: [RawFd; N], job: impl FnOnce()) -> io::Result<Pid> {
+    let (report, write_end) = pipe()?;
+    let child = match fork()? {
+        Fork::Parent(child) => child,
+        Fork::Child(_) => {
+            let errno = match settle_apart(kept) {
+                Ok(()) => 0,
+                Err(error) => error.raw_os_error().unwrap_or(libc::EIO),
+            };
+            if write_all(write_end.as_raw_fd(), &errno.to_ne_bytes()).is_ok() && errno == 0 {
+                close_from(N as RawFd);
+                job();
+            }
+            exit(0);
         }
     };
-    let copies = kept
-        .into_iter()
-        .map(above)
-        .collect::<io::Result<Vec<_>>>()?;
-    // As in `spawn`; the child leaves them blocked.
-    let before = block_signals();
-    // SAFETY: there is one thread, so the child finds nothing half done; it ends in `_exit`, so that nothing
-    // of the parent's is dropped twice.
-    let pid = check(unsafe { libc::fork() });
-    if !matches!(pid, Ok(0)) {
-        set_mask(&before);
-        return pid.map(Pid);
+    drop(write_end);
+    let settled = is_settled(&report);
+    if settled.is_err() {
+        // One that it could not kill finds that nobody has the other end of its pipe.
+        let _ = end(child);
     }
-    let mut numbers = [0; N];
+    settled.map(|()| child)
+}
+
+/// What is left to do in a process that is forked apart.
+fn settle_apart<const N: usize>(kept: [RawFd; N]) -> io::Result<()> {
     // SAFETY: the calls take numbers and strings that live for ever.
     unsafe {
-        libc::setsid();
+        check(libc::setsid())?;
+        // Where it may not go there, it only keeps a file system from being unmounted.
         libc::chdir(c"/".as_ptr());
-        for (number, copy) in copies.iter().enumerate() {
-            numbers[number] = number as c_int;
-            libc::dup2(copy.as_raw_fd(), number as c_int);
-        }
-        close_from(N as c_int);
-        // One that `pkill pglock` does not find.
+        // One that `pkill pglock` does not find; where it does, this is a guardian like any that is killed.
         #[cfg(target_os = "linux")]
         libc::prctl(libc::PR_SET_NAME, c"lock-guardian".as_ptr());
     }
-    job(numbers);
-    exit(0);
+    for (number, descriptor) in kept.into_iter().enumerate() {
+        duplicate(descriptor, number as RawFd)?;
+    }
+    Ok(())
+}
+
+/// Waits for what such a process reports.
+fn is_settled(report: &OwnedFd) -> io::Result<()> {
+    let deadline = now() + SETTLING;
+    let mut waits = [Wait::read(report.as_raw_fd())];
+    while !waits[0].ready {
+        let left = deadline.saturating_sub(now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        poll(&mut waits, Some(left))?;
+    }
+    let mut errno = [0; size_of::<i32>()];
+    if read(report.as_raw_fd(), &mut errno)? != errno.len() {
+        return Err(io::Error::other("it was killed"));
+    }
+    match i32::from_ne_bytes(errno) {
+        0 => Ok(()),
+        errno => Err(io::Error::from_raw_os_error(errno)),
+    }
 }
 
 /// Closes all descriptors from this one on.
@@ -1254,24 +1410,38 @@ fn close_from(first: RawFd) {
     }
 }
 
-/// The next byte of a pipe, `None` where there is none now.
-pub fn read_byte(descriptor: RawFd) -> Option<u8> {
+/// The next byte of a pipe, `None` at its end.
+///
+/// # Errors
+/// There is none now, or it cannot be read.
+pub fn read_byte(descriptor: RawFd) -> io::Result<Option<u8>> {
     let mut byte = [0];
-    (read(descriptor, &mut byte) == 1).then_some(byte[0])
+    let count = read(descriptor, &mut byte)?;
+    Ok((count == 1).then_some(byte[0]))
 }
 
 /// Waits until there is something to read, the end of a pipe counting (`true`), or the time has come.
-pub fn wait_until(descriptor: RawFd, deadline: Option<Duration>) -> bool {
+///
+/// # Errors
+/// The kernel is out of memory.
+pub fn wait_until(descriptor: RawFd, deadline: Option<Duration>) -> io::Result<bool> {
     let timer = Timer::new();
     timer.set(deadline);
     let mut waits = [Wait::read(descriptor), timer.wait()];
     let left = deadline.map(|deadline| deadline.saturating_sub(now()));
-    poll(&mut waits, left).is_ok() && waits[0].ready
+    poll(&mut waits, left)?;
+    Ok(waits[0].ready)
 }
 
-/// Waits for this long, whatever arrives.
+/// Waits for this long, whatever arrives; less long only where the system cannot wait.
 pub fn pause(time: Duration) {
-    thread::sleep(time);
+    let until = now() + time;
+    loop {
+        let left = until.saturating_sub(now());
+        if left.is_zero() || poll(&mut [], Some(left)).is_err() {
+            return;
+        }
+    }
 }
 
 /// A clock that wakes [`poll`] at a moment of [`now`]'s clock, also when the machine was suspended before
@@ -1282,7 +1452,7 @@ pub struct Timer {
 }
 
 impl Timer {
-    /// A timer that is not set.
+    /// A timer that is not set. Where there is none, or it cannot be set, the timeout of `poll` is all there is.
     pub fn new() -> Self {
         #[cfg(target_os = "linux")]
         {

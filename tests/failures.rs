@@ -749,6 +749,35 @@ fn a_silent_name_server_takes_its_share_of_the_time_and_no_more() {
 }
 
 #[test]
+fn a_pglock_that_is_killed_in_a_look_up_takes_it_along() {
+    if !nix::unistd::Uid::effective().is_root() {
+        eprintln!("skipped: only root can serve names");
+        return;
+    }
+    let server = Server::builder().tcp().start();
+    let silent = Silent::new();
+    let host = ["--host", "nowhere.test", "--connect-timeout", "0"];
+    let run = silent.pglock(&server, &host).spawn();
+    run.wait_for_line("Connecting to PostgreSQL");
+    let asks = eventually("a process asks", PATIENCE, || {
+        processes::children(run.pid()).first().copied()
+    });
+    // Whoever reads what the caller's are connected with would wait for it.
+    eventually("it has none of the caller's descriptors", PATIENCE, || {
+        let is_other = |number| {
+            let own = processes::descriptor(asks, number);
+            own.is_some() && own != processes::descriptor(run.pid(), number)
+        };
+        (0..=2).all(is_other).then_some(())
+    });
+    run.signal(Signal::SIGKILL);
+    // By itself it would ask for 10 s.
+    eventually("it has ended", Duration::from_secs(5), || {
+        (!processes::is_alive(asks)).then_some(())
+    });
+}
+
+#[test]
 fn a_silent_address_of_a_name_leaves_time_to_the_next() {
     if !nix::unistd::Uid::effective().is_root() {
         eprintln!("skipped: only root can give names");

@@ -30,6 +30,7 @@ mod standbys;
 mod status;
 mod statuses;
 mod storms;
+mod syscalls;
 mod terminal;
 mod tls;
 mod waiting;

@@ -74,6 +74,8 @@ check() {
     pg_bin >/dev/null || missing="$missing server"
     have openssl || missing="$missing openssl"
     have bash || missing="$missing bash"
+    # There is none for others.
+    [ "$(uname)" != Linux ] || have strace || missing="$missing strace"
     # A daemon's program may lie outside of PATH.
     [ -x /usr/sbin/pgbouncer ] || have pgbouncer || missing="$missing pgbouncer"
 }

@@ -418,6 +418,11 @@ impl Running {
         self.poll().is_none()
     }
 
+    /// How it has ended, if it has.
+    pub fn status(&mut self) -> Option<ExitStatus> {
+        self.poll()
+    }
+
     fn poll(&mut self) -> Option<ExitStatus> {
         if self.status.is_none() {
             self.status = self.child.try_wait().expect("wait for pglock");
