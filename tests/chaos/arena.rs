@@ -15,6 +15,7 @@ use super::late;
 use super::options::{Control, Options};
 use super::random::Random;
 use super::report::Report;
+use super::support::pgbouncer::Pgbouncer;
 use super::support::wait::within;
 use super::support::{Pglock, Proxy, Scratch, Server};
 use super::witness::{FLAVOURS, SCRIPT, now};
@@ -22,19 +23,30 @@ use super::witness::{FLAVOURS, SCRIPT, now};
 /// The status of a pglock that did not get the lock.
 pub const SKIPPED: i32 = 77;
 
+/// The key that they compete for, the default.
+pub const LOCK: i64 = 1;
+
+/// How long a pooler that has met no server waits before it looks again: its `server_login_retry`.
+const POOLER_WAITS: Duration = Duration::from_secs(15);
+
 /// How long a killed command may take to be gone.
 const REST: Duration = Duration::from_secs(1);
 
 pub struct Arena {
     pub options: Options,
+    _pooler: Pgbouncer,
     pub server: Server,
     /// One for each competitor.
     pub proxies: Vec<Arc<Proxy>>,
+    /// So many of them, the first, lead to the pooler, the others to the server.
+    pub pooled: usize,
     dir: Scratch,
     script: PathBuf,
     library: Option<PathBuf>,
     current: Vec<Mutex<Option<Current>>>,
     next_run: AtomicU32,
+    /// Whether only those may come who come through the pooler.
+    for_pooled: AtomicBool,
     stop: AtomicBool,
     book: Mutex<Book>,
 }
@@ -63,7 +75,7 @@ pub fn run(options: &Options) -> Report {
                 let faults = &faults;
                 scope.spawn(move || {
                     let seed = options.seed.wrapping_mul(1000) + number as u64;
-                    Arena::new(options).run(seed, start, faults)
+                    Arena::new(options, number).run(seed, start, faults)
                 })
             })
             .collect();
@@ -76,22 +88,35 @@ pub fn run(options: &Options) -> Report {
 }
 
 impl Arena {
-    fn new(options: &Options) -> Arena {
+    fn new(options: &Options, number: usize) -> Arena {
         let server = Server::new();
+        // 20 is the default too.
+        let pooler = Pgbouncer::new(&server, "transaction", 20, &[]);
+        // The pooled ones do not queue at the server, so the more others there are the more rarely they get the lock.
+        let pooled = 1 + number % (options.slots - 1).max(1);
         let proxies = (0..options.slots)
-            .map(|_| Arc::new(Proxy::new(&server)))
+            .map(|slot| {
+                Arc::new(if slot < pooled {
+                    Proxy::to_socket(pooler.socket())
+                } else {
+                    Proxy::new(&server)
+                })
+            })
             .collect();
         let dir = Scratch::new();
         let library = (options.control == Control::Late).then(|| late::library(dir.path()));
         let log = Log::new(&dir.path().join("log"));
         Arena {
             options: options.clone(),
+            _pooler: pooler,
             server,
             proxies,
+            pooled,
             script: dir.file("command", 0o755, SCRIPT),
             library,
             current: (0..options.slots).map(|_| Mutex::new(None)).collect(),
             next_run: AtomicU32::new(1),
+            for_pooled: AtomicBool::new(false),
             stop: AtomicBool::new(false),
             book: Mutex::new(Book {
                 log,
@@ -163,13 +188,32 @@ impl Arena {
         Some((slot, run))
     }
 
-    fn is_running(&self, slot: usize, run: u32) -> bool {
+    /// The same, where it is to be one who comes through the pooler: the others stand back until it is.
+    fn pooled_holder(&self) -> Option<(usize, u32)> {
+        self.for_pooled.store(true, Ordering::SeqCst);
+        let limit = POOLER_WAITS + Duration::from_secs(self.options.ttl * 3);
+        let holder = within(limit, || {
+            self.holder().filter(|(slot, _)| self.is_pooled(*slot))
+        });
+        self.for_pooled.store(false, Ordering::SeqCst);
+        holder
+    }
+
+    fn is_pooled(&self, slot: usize) -> bool {
+        slot < self.pooled
+    }
+
+    pub fn is_running(&self, slot: usize, run: u32) -> bool {
         self.current(slot).is_some_and(|current| current.run == run)
     }
 
     /// One competitor: pglock after pglock.
     fn compete(&self, slot: usize, mut random: Random) {
         while !self.stop.load(Ordering::SeqCst) {
+            if self.for_pooled.load(Ordering::SeqCst) && !self.is_pooled(slot) {
+                thread::sleep(Duration::from_millis(20));
+                continue;
+            }
             let number = self.next_run.fetch_add(1, Ordering::SeqCst);
             let run = self.one_run(slot, number, &mut random);
             let Some(run) = run else { return };
@@ -254,10 +298,11 @@ impl Arena {
         within(REST, || running.processes().is_empty().then_some(()));
         let left = running.processes().len();
         let output = running.wait();
+        let way = if self.is_pooled(slot) { ", pooled" } else { "" };
         Some(Run {
             number,
             slot,
-            line: format!("{flavour} {tenths}"),
+            line: format!("{flavour} {tenths}{way}"),
             started,
             ended,
             status: output.status.code(),
@@ -288,6 +333,11 @@ impl Arena {
             // It may have come to its end.
             let holder = self.holder().or(holder);
             let kind = kinds[random.below(kinds.len())];
+            let holder = if kind.is_for_pooled() {
+                self.pooled_holder().or(holder)
+            } else {
+                holder
+            };
             let index = {
                 let mut book = self.book();
                 book.faults.push(Fault {

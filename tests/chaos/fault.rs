@@ -9,9 +9,10 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::arena::Arena;
+use super::arena::{Arena, LOCK};
 use super::random::Random;
-use super::support::{PATIENCE, Proxy, Stop, What, eventually};
+use super::support::wait::within;
+use super::support::{PATIENCE, Proxy, Stop, What, When, eventually};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
@@ -49,13 +50,22 @@ pub enum Kind {
     KillGuardian,
     /// The server is restarted while the holder is cut off.
     CutRestart,
+    /// The holder's session is ended, and its way back is closed until its lease is over.
+    WayBackRefused,
+    /// The holder's session is ended, and again while the command has its grace.
+    TerminateAgain,
+    /// The server is restarted under a holder who comes through the pooler.
+    RestartPooled,
     /// The holder's connection is reset, and for a while no new one is to be had.
     ResetRefused,
 }
 
+/// How long it takes to queue for a lock.
+const QUEUEING: Duration = Duration::from_millis(300);
+
 impl Kind {
     /// Those of the schedule.
-    pub const ALL: [Kind; 17] = [
+    pub const ALL: [Kind; 20] = [
         Kind::Delay,
         Kind::Cut,
         Kind::CutAll,
@@ -73,6 +83,9 @@ impl Kind {
         Kind::KillWaiter,
         Kind::KillGuardian,
         Kind::CutRestart,
+        Kind::WayBackRefused,
+        Kind::TerminateAgain,
+        Kind::RestartPooled,
     ];
 
     pub fn name(self) -> &'static str {
@@ -94,6 +107,9 @@ impl Kind {
             Kind::KillWaiter => "kill-waiter",
             Kind::KillGuardian => "kill-guardian",
             Kind::CutRestart => "cut-restart",
+            Kind::WayBackRefused => "way-back-refused",
+            Kind::TerminateAgain => "terminate-again",
+            Kind::RestartPooled => "restart-pooled",
             Kind::ResetRefused => "reset-refused",
         }
     }
@@ -105,14 +121,28 @@ impl Kind {
 
     /// Whether two may run at once for as long as a reconnect takes.
     pub fn excuses_a_moment(self) -> bool {
-        matches!(self, Kind::Reset | Kind::Terminate)
+        matches!(
+            self,
+            Kind::Reset | Kind::Terminate | Kind::WayBackRefused | Kind::TerminateAgain
+        )
+    }
+
+    /// Whether the holder has to be one who comes through the pooler.
+    pub fn is_for_pooled(self) -> bool {
+        self == Kind::RestartPooled
     }
 
     /// Whether the holder is sure to lose the lock, sooner or later.
     pub fn is_fatal(self) -> bool {
         matches!(
             self,
-            Kind::Vanish | Kind::Reset | Kind::Terminate | Kind::KillHolder | Kind::ResetRefused
+            Kind::Vanish
+                | Kind::Reset
+                | Kind::Terminate
+                | Kind::KillHolder
+                | Kind::WayBackRefused
+                | Kind::TerminateAgain
+                | Kind::ResetRefused
         )
     }
 
@@ -203,6 +233,72 @@ impl Kind {
             Kind::Terminate => {
                 terminate_holder(arena);
                 String::new()
+            }
+            Kind::WayBackRefused => {
+                let resets = random.chance(50);
+                if resets {
+                    proxy.trap(When::Connected, What::Reset);
+                } else {
+                    proxy.refuse();
+                }
+                terminate_holder(arena);
+                let time = random.time(ttl, ttl + 2500);
+                thread::sleep(time);
+                if resets {
+                    proxy.disarm();
+                } else {
+                    proxy.accept();
+                }
+                let how = if resets { "reset" } else { "refused" };
+                format!("{how} for {time:?}")
+            }
+            Kind::TerminateAgain => {
+                // Of the others nobody is to be before the holder when it takes its lock again, and somebody there
+                // afterwards: whoever is silent leaves the queue when its turn is over, and comes back when it hears so.
+                for proxy in all_but(&arena.proxies, slot) {
+                    proxy.silence();
+                }
+                within(PATIENCE, || server.waiters(LOCK).is_empty().then_some(()));
+                let first = server.holders(LOCK);
+                terminate_holder(arena);
+                let again = within(QUEUEING, || {
+                    let holders = server.holders(LOCK);
+                    holders.into_iter().find(|holder| !first.contains(holder))
+                });
+                for proxy in all_but(&arena.proxies, slot) {
+                    proxy.heal();
+                }
+                let waiter = within(QUEUEING, || server.waiters(LOCK).first().copied());
+                if again.is_some() {
+                    terminate_holder(arena);
+                }
+                format!("{first:?}, again {again:?}, with {waiter:?} at the door")
+            }
+            Kind::RestartPooled => {
+                // They would have the pooler find out that there is no server, and make everybody wait for it.
+                let others: Vec<_> = all_but(&arena.proxies[..arena.pooled], slot).collect();
+                for proxy in &others {
+                    proxy.silence();
+                }
+                let how = if random.chance(50) {
+                    Stop::Fast
+                } else {
+                    Stop::Immediate
+                };
+                let down = random.time(0, 600);
+                server.stop(how);
+                thread::sleep(down);
+                server.start();
+                for proxy in &others {
+                    proxy.heal();
+                }
+                // What comes of it is to be known before the next fault.
+                let kept = within(Duration::from_millis(ttl), || {
+                    let is_running = holder.is_some_and(|(slot, run)| arena.is_running(slot, run));
+                    let is_held = !server.holders(LOCK).is_empty();
+                    (is_held || !is_running).then_some(is_running)
+                });
+                format!("{how:?}, down for {down:?}, kept: {kept:?}")
             }
             Kind::Fast | Kind::Immediate => {
                 let how = if self == Kind::Fast {
@@ -303,10 +399,17 @@ fn strike(proxy: &Arc<Proxy>, what: What) {
 /// The name of threads whose panics do not matter.
 pub const STRIKER: &str = "striker";
 
+/// All of these but that in this slot.
+fn all_but(proxies: &[Arc<Proxy>], slot: usize) -> impl Iterator<Item = &Arc<Proxy>> {
+    let proxies = proxies.iter().enumerate();
+    proxies.filter_map(move |(other, proxy)| (other != slot).then_some(proxy))
+}
+
 fn terminate_holder(arena: &Arena) {
-    arena.server.psql(
-        "select pg_terminate_backend(pid) from pg_locks where locktype = 'advisory' and granted",
-    );
+    arena.server.psql(&format!(
+        "select pg_terminate_backend(pid) from pg_locks
+         where locktype = 'advisory' and (classid, objid, objsubid) = (0, {LOCK}, 1) and granted"
+    ));
 }
 
 /// The guardian of a pglock.

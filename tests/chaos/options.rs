@@ -9,7 +9,7 @@ make chaos ARGS='[option value ...]'
   --minutes N    the shortest time to run (default 30)
   --faults N     the least number of faults (default 1000)
   --arenas N     servers with a competition each, side by side (default 4)
-  --slots N      competitors in each (default 4)
+  --slots N      competitors in each (default 4), of whom one or more come through a PgBouncer with its defaults
   --ttl N        of all pglocks (default 5)
   --grace N      of all pglocks (default 1)
   --only KINDS   faults of these kinds only, separated by commas

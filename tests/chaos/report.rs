@@ -9,8 +9,9 @@ use super::book::Book;
 use super::fault::Kind;
 use super::options::{Control, Options};
 
-/// How long two may run at once where a session was ended under a server that runs on.
-const MOMENT: Duration = Duration::from_millis(50);
+/// How long two may run at once where a session was ended under a server that runs on: until pglock has had its turn, on
+/// a machine that has much else to do.
+const MOMENT: Duration = Duration::from_millis(250);
 
 /// What has come of one kind of fault.
 #[derive(Default)]

@@ -117,21 +117,40 @@ fn wait(log: &str, run: &str) {
 fn holder_runs(log: &str) -> bool {
     let group = fs::read_to_string(holder(log)).unwrap_or_default();
     let processes = fs::read_dir("/proc").expect("list /proc");
-    let stats = processes.filter_map(|process| {
-        let stat = fs::read_to_string(process.ok()?.path().join("stat")).ok()?;
-        let words: Vec<String> = stat
-            .rsplit_once(')')?
-            .1
-            .split_whitespace()
-            .map(str::to_owned)
-            .collect();
-        (words[2] == group).then(|| words[0].clone())
-    });
-    let states: Vec<String> = stats.collect();
-    states.is_empty()
-        || states
+    let members: Vec<Member> = processes
+        .filter_map(|process| {
+            let process = process.ok()?;
+            let stat = fs::read_to_string(process.path().join("stat")).ok()?;
+            let words: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+            let [state, parent, of, ..] = words[..] else {
+                return None;
+            };
+            (of == group).then(|| Member {
+                pid: process.file_name().to_string_lossy().into_owned(),
+                parent: parent.to_owned(),
+                state: state.to_owned(),
+            })
+        })
+        .collect();
+    let is_stopped = |member: &Member| matches!(member.state.as_str(), "T" | "t");
+    // A shell that is stopped between vfork and exec waits in the kernel for its child, and only that is seen to be
+    // stopped.
+    let waits = |member: &Member| {
+        let mut others = members.iter();
+        member.state == "D" && others.any(|other| other.parent == member.pid && is_stopped(other))
+    };
+    let is_gone = |member: &Member| matches!(member.state.as_str(), "Z" | "X");
+    members.is_empty()
+        || members
             .iter()
-            .any(|state| !matches!(state.as_str(), "T" | "t" | "Z" | "X"))
+            .any(|member| !is_stopped(member) && !waits(member) && !is_gone(member))
+}
+
+/// A process of the group, as `/proc` tells of it.
+struct Member {
+    pid: String,
+    parent: String,
+    state: String,
 }
 
 fn note(log: &str, what: &str, run: &str, time: Duration) {

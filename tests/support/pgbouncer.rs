@@ -83,7 +83,7 @@ impl Pgbouncer {
 
     #[track_caller]
     fn wait_until_it_listens(&mut self) {
-        let socket = self.socket_dir().join(format!(".s.PGSQL.{PORT}"));
+        let socket = self.socket();
         let ready = within(PATIENCE, || {
             if self.process.try_wait().expect("wait for it").is_some() {
                 return Some(false);
@@ -96,6 +96,11 @@ impl Pgbouncer {
     /// The directory of its Unix socket, which serves as a host name.
     pub fn socket_dir(&self) -> PathBuf {
         self.home.path().join("s")
+    }
+
+    /// The Unix socket itself.
+    pub fn socket(&self) -> PathBuf {
+        self.socket_dir().join(format!(".s.PGSQL.{PORT}"))
     }
 
     /// What it has logged.

@@ -96,7 +96,12 @@ enum Target {
 impl Proxy {
     /// In front of the Unix socket of `server`.
     pub fn new(server: &Server) -> Proxy {
-        Proxy::to(Target::Socket(server.socket()))
+        Proxy::to_socket(server.socket())
+    }
+
+    /// In front of another Unix socket: a pooler's.
+    pub fn to_socket(socket: PathBuf) -> Proxy {
+        Proxy::to(Target::Socket(socket))
     }
 
     /// In front of a port of 127.0.0.1: for TLS, or for a `server` that asks for passwords over TCP only.
