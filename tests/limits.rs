@@ -318,7 +318,7 @@ fn the_descriptors_that_the_readme_asks_for_are_enough() {
         run
     };
     with(10).finish().assert_status(4);
-    let run = with(15);
+    let run = with(14);
     server.restart(Stop::Fast);
     run.wait_for_line("the lock was taken again");
     run.finish().assert_status(4);
