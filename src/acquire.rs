@@ -95,6 +95,7 @@ pub fn status(
         let mut session = attempt.connect(settings, hosts_left, attempt.until)?;
         let claim = config.names_lock.then_some(&attempt.claim);
         let sql = status::sql(session.connection(), claim).map_err(unsaid)?;
+        session.allow_table();
         let outcomes = attempt.exchange(&mut session, &sql, Duration::ZERO, false)?;
         match outcomes.last() {
             Some(Outcome::Failed(error)) => Err(refused("the server could not be asked", error)),
@@ -425,6 +426,7 @@ impl<'a> Attempt<'a> {
         let Ok(sql) = status::sql(session.connection(), Some(&self.claim)) else {
             return Ok(());
         };
+        session.allow_table();
         match self.call(session, &sql, Duration::ZERO) {
             Ok(outcomes) => {
                 for holder in status::holders(&outcomes) {

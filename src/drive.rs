@@ -4,7 +4,9 @@
 use std::ffi::CStr;
 use std::time::Duration;
 
+use crate::exit::Exit;
 use crate::lock::Lock;
+use crate::log;
 use crate::pq::{Error, Interest, Outcome};
 use crate::session::{Event, Session};
 use crate::sys::{self, Signal, Signals};
@@ -38,11 +40,30 @@ pub fn drive(
 ) -> Result<Event, Interrupt> {
     loop {
         ready(session, signals, deadline)?;
-        if let Some(event) = session.step().map_err(Interrupt::Failed)? {
+        if let Some(event) = step(session, signals, deadline).map_err(Interrupt::Failed)? {
             return Ok(event);
         }
         keep(deadline)?;
     }
+}
+
+/// Has a session take a step. Over a table libpq may take long, so a signal or the deadline ends pglock then.
+fn step(
+    session: &mut Session,
+    signals: &Signals,
+    deadline: Option<Duration>,
+) -> Result<Option<Event>, Error> {
+    if !session.allows_table() {
+        return session.step();
+    }
+    let time = left(deadline).unwrap_or_default();
+    let last_line = log::error_line(
+        sys::wall_clock() + time.as_secs() as i64,
+        "no answer from the server in time",
+    );
+    signals.while_blocking(deadline, &last_line, Exit::Failed.status(), || {
+        session.step()
+    })
 }
 
 /// Sees to a deadline where there is always something to do: a server may send without end.

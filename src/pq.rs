@@ -38,7 +38,8 @@ impl fmt::Display for Error {
 }
 
 impl Error {
-    fn new(message: impl Into<String>) -> Self {
+    /// An error of our own.
+    pub fn new(message: impl Into<String>) -> Self {
         Self {
             message: message.into(),
             ..Self::default()
@@ -254,6 +255,22 @@ impl Connection {
         }))
     }
 
+    /// Drops what others have notified the server's clients of (`PQnotifies`): behind a pooler it may reach us, and libpq
+    /// would keep it.
+    pub fn forget_notifications(&mut self) {
+        loop {
+            // SAFETY: `raw` is a live connection. What comes back is null or ours to free, in one piece, and nobody uses
+            // it after that.
+            unsafe {
+                let notification = pq_sys::PQnotifies(self.raw.as_ptr());
+                if notification.is_null() {
+                    return;
+                }
+                pq_sys::PQfreemem(notification.cast());
+            }
+        }
+    }
+
     /// Whether libpq knows the connection to be closed.
     pub fn is_bad(&self) -> bool {
         // SAFETY: `raw` is a live connection.
@@ -334,6 +351,12 @@ impl Connection {
     pub fn take_notice(&self) -> Option<Error> {
         let mut notice = self.notice.lock().unwrap_or_else(PoisonError::into_inner);
         notice.take()
+    }
+
+    /// What libpq has to say about a message of the server's that nothing was asked for, and that it passed over.
+    pub fn take_complaint(&self) -> Option<Error> {
+        let mut notice = self.notice.lock().unwrap_or_else(PoisonError::into_inner);
+        notice.take_if(|notice| notice.sqlstate.is_none())
     }
 
     /// The last error, with libpq's newline trimmed.
@@ -609,7 +632,8 @@ unsafe fn text(raw: *const c_char) -> Option<String> {
 }
 
 /// Keeps the reason why the server ends a session, which it says unasked: an error that is fatal, or, where it ends all
-/// sessions at once, a warning of a state of its own (admin_shutdown, crash_shutdown). Without a receiver of ours libpq
+/// sessions at once, a warning of a state of its own (admin_shutdown, crash_shutdown). Also what libpq itself finds
+/// wrong. Without a receiver of ours libpq
 /// would print all that the server says on standard error, which is the command's.
 unsafe extern "C" fn note(context: *mut c_void, notice: *const PGresult) {
     // SAFETY: the context is the place that `Connection::start` named, which outlives the connection.
@@ -623,8 +647,12 @@ unsafe extern "C" fn note(context: *mut c_void, notice: *const PGresult) {
             Some("WARNING") => matches!(error.sqlstate.as_deref(), Some("57P01" | "57P02")),
             _ => false,
         };
+        let mut place = place.lock().unwrap_or_else(PoisonError::into_inner);
         if ends_session {
-            *place.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+            *place = Some(error);
+        } else if error.sqlstate.is_none() && place.is_none() {
+            // libpq's own. Why the session ends is worth more.
+            *place = Some(error);
         }
     }
 }

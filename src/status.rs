@@ -2,6 +2,7 @@
 //! `pg_stat_activity` is hidden from ordinary roles; a session's name is not, and pglock puts into it what
 //! is to be seen here (`label.rs`).
 
+use std::array;
 use std::ffi::CString;
 
 use crate::label;
@@ -140,11 +141,12 @@ pub fn table(outcomes: &[Outcome]) -> Option<String> {
     let head = Row(HEAD.map(str::to_owned));
     let lines: Vec<&Row> = [&head].into_iter().chain(&rows).collect();
     let width = |column: usize| lines.iter().map(|row| row.0[column].len()).max();
+    let widths: [_; HEAD.len()] = array::from_fn(|column| width(column).unwrap_or(0));
     for Row(fields) in &lines {
         let padded: Vec<String> = fields
             .iter()
-            .enumerate()
-            .map(|(column, field)| format!("{field:0$}", width(column).unwrap_or(0)))
+            .zip(widths)
+            .map(|(field, width)| format!("{field:width$}"))
             .collect();
         text.push_str(padded.join("  ").trim_end());
         text.push('\n');

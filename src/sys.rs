@@ -302,6 +302,29 @@ pub fn is_readable_now(descriptor: RawFd) -> bool {
     poll_once(&mut waits, Some(Duration::ZERO)).is_err() || waits[0].ready
 }
 
+/// How many bytes have arrived at a socket that nobody has read yet.
+pub fn unread(socket: RawFd) -> usize {
+    let mut count: c_int = 0;
+    // SAFETY: the call fills the number.
+    let result = unsafe { libc::ioctl(socket, libc::FIONREAD, &mut count) };
+    match check(result) {
+        Ok(_) => usize::try_from(count).unwrap_or(0),
+        Err(_) => 0,
+    }
+}
+
+/// How many bytes of memory have been allocated, as far as the C library says.
+pub fn heap() -> usize {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    {
+        // SAFETY: the call takes nothing. Its numbers are those of 32 bits that it can say.
+        let heap = unsafe { libc::mallinfo() };
+        heap.uordblks as u32 as usize + heap.hblkhd as u32 as usize
+    }
+    #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+    0
+}
+
 /// One descriptor to wait for.
 pub struct Wait {
     descriptor: RawFd,
@@ -1256,7 +1279,7 @@ pub fn spawn_thread<T: Send + 'static>(
 ) -> io::Result<JoinHandle<T>> {
     let before = block_signals()?;
     let thread = thread::Builder::new().spawn(call);
-    set_mask(&before);
+    set_mask(&before).or_else(|_| set_mask(&before))?;
     thread
 }
 

@@ -8,6 +8,7 @@ mod container;
 mod descriptors;
 mod failures;
 mod flags;
+mod floods;
 mod foreign;
 mod guardian;
 mod harness;

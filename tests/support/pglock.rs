@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read, Write};
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
@@ -12,6 +13,8 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
+use nix::libc;
 use nix::sys::signal::{
     SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal, kill, sigaction, sigprocmask,
 };
@@ -273,6 +276,7 @@ impl Pglock {
             tag,
             child,
             status: None,
+            peak: 0,
             input,
             stdout,
             stderr,
@@ -390,6 +394,7 @@ pub struct Running {
     tag: String,
     child: Child,
     status: Option<ExitStatus>,
+    peak: u64,
     input: Option<ChildStdin>,
     stdout: Arc<Stream>,
     stderr: Arc<Stream>,
@@ -425,9 +430,29 @@ impl Running {
 
     fn poll(&mut self) -> Option<ExitStatus> {
         if self.status.is_none() {
-            self.status = self.child.try_wait().expect("wait for pglock");
+            self.reap();
         }
         self.status
+    }
+
+    /// As `try_wait`, which does not tell how much memory it took.
+    fn reap(&mut self) {
+        let (mut status, mut usage) = (0, MaybeUninit::<libc::rusage>::zeroed());
+        // SAFETY: the call fills the number and the structure, for which all zeros are a value too.
+        #[allow(unsafe_code)]
+        let (pid, usage) = unsafe {
+            let pid = libc::wait4(
+                self.pid().as_raw(),
+                &mut status,
+                libc::WNOHANG,
+                usage.as_mut_ptr(),
+            );
+            (pid, usage.assume_init())
+        };
+        if Errno::result(pid).expect("wait for pglock") != 0 {
+            self.status = Some(ExitStatus::from_raw(status));
+            self.peak = usage.ru_maxrss as u64;
+        }
     }
 
     /// Waits for a line with `text` on standard error.
@@ -500,6 +525,7 @@ impl Running {
         Output {
             line: self.line.clone(),
             status: self.status.expect("a status"),
+            peak: self.peak,
             stdout: self.stdout.bytes(),
             stderr: self.stderr.bytes(),
             elapsed,
@@ -532,6 +558,8 @@ pub struct Output {
     pub status: ExitStatus,
     pub stdout: Vec<u8>,
     pub stderr: Vec<u8>,
+    /// The most memory that it had, or that this process had when it was started from it, in kB.
+    pub peak: u64,
     /// From start to end.
     pub elapsed: Duration,
 }
