@@ -350,12 +350,14 @@ impl<'a> Attempt<'a> {
     fn obtain(&mut self, session: &mut Session) -> Result<(Lock, Option<u64>), Failure> {
         let waits = self.config.wait != Wait::No;
         let mut caution = Caution::HoldOff;
+        let mut young_since = None;
         loop {
             let connection = session.connection();
             let sql = self
                 .claim
                 .try_sql(connection, self.hold, caution, waits, self.waited)
                 .map_err(unsaid)?;
+            let tried = caution;
             // Behind a pooler the server may be another one, or restarted, at the next attempt.
             caution = Caution::HoldOff;
             let mut verdict = self.ask(session, &sql, Duration::ZERO)?;
@@ -381,7 +383,11 @@ impl<'a> Attempt<'a> {
                     let left = self.time_to_wait(session)?;
                     self.pause(jittered(POOLED_PAUSE).min(left))?;
                 }
-                Verdict::Young => caution = self.hold_off(session)?,
+                Verdict::Young => {
+                    let since = *young_since.get_or_insert_with(sys::now);
+                    self.believe_young(tried, since)?;
+                    caution = self.hold_off(session)?;
+                }
                 Verdict::Pooled if self.hold == Hold::Session => self.hold = Hold::Transaction,
                 Verdict::Pooled => {
                     return Err(
@@ -571,6 +577,20 @@ impl<'a> Attempt<'a> {
                 || (),
             );
         }
+    }
+
+    /// Looks whether a server that has been young since then can be so still: behind a pooler it may have been restarted
+    /// again meanwhile, or be another one, but not for ever. Without a lease none is asked whether it is young.
+    fn believe_young(&self, tried: Caution, since: Duration) -> Result<(), Failure> {
+        let ttl = self.claim.settings.ttl;
+        let can_be = ttl.is_some_and(|ttl| sys::now() <= since + ttl);
+        if tried == Caution::HoldOff && can_be {
+            return Ok(());
+        }
+        Err(Failure::Host(Trouble {
+            message: "the server says again and again that it was restarted just now".to_owned(),
+            again: Again::IfWaiting,
+        }))
     }
 
     /// Waits until no earlier holder can take its lock again on a server that has lost its sessions.

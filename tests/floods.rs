@@ -190,6 +190,51 @@ fn a_sign_of_life_that_was_given_before_it_was_asked_for_is_none() {
 }
 
 #[test]
+fn a_server_that_is_always_young_is_left() {
+    let young = |query: &str| {
+        let answer = match query {
+            _ if query.contains("try_advisory") => [row(&["young"]), row(&[])].concat(),
+            _ => [row(&[""]), row(&["0.3", "f", "f"])].concat(),
+        };
+        [answer, ready()].concat()
+    };
+    let fresh = |query: &str| {
+        let answer = match query {
+            _ if query.contains("try_advisory") => [row(&["young"]), row(&[])].concat(),
+            _ => [row(&[""]), row(&["0", "t", "f"])].concat(),
+        };
+        [answer, ready()].concat()
+    };
+    // Behind a pooler it may be young a second time.
+    let pooled = |query: &str| {
+        let answer = match query {
+            _ if query.starts_with("begin") => [complete(), row(&["young"]), row(&[])].concat(),
+            _ if query.contains("try_advisory") => [row(&["pooled"]), row(&[])].concat(),
+            _ if query.starts_with("rollback") => complete(),
+            _ => row(&["2.9", "f", "f"]),
+        };
+        [answer, ready()].concat()
+    };
+    let cases: [(Answer, &[&str]); 4] = [
+        (young, &[]),
+        (young, &["--ttl", "0"]),
+        (fresh, &["--wait", "3"]),
+        (pooled, &[]),
+    ];
+    for (answer, flags) in cases {
+        let marker = Marker::new();
+        let run = Pglock::at(answering(answer, never))
+            .flags(["--ttl", "3", "--grace", "0"])
+            .flags(flags)
+            .command(marker.command())
+            .spawn();
+        run.wait_within(Duration::from_secs(30))
+            .assert_failed(&["again and again that it was restarted just now"]);
+        assert!(!marker.exists(), "{flags:?}");
+    }
+}
+
+#[test]
 fn a_table_may_be_long() {
     const MANY: usize = 12_000;
     let server = Server::builder()
