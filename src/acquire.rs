@@ -369,7 +369,14 @@ impl<'a> Attempt<'a> {
                     .claim
                     .wait_sql(session.connection(), turn, first)
                     .map_err(unsaid)?;
-                verdict = self.ask(session, &sql, Duration::from_millis(turn.into()))?;
+                let turn = Duration::from_millis(turn.into());
+                let asked = sys::now();
+                verdict = self.ask(session, &sql, turn)?;
+                // A server that does not wait would be asked without a pause.
+                let early = (asked + turn / 2).saturating_sub(sys::now());
+                if !early.is_zero() && matches!(verdict, Verdict::Busy | Verdict::First) {
+                    self.pause(early)?;
+                }
             }
             if self.hold == Hold::Transaction && !matches!(verdict, Verdict::Held(..)) {
                 // The pool's connection goes back to the pool.

@@ -235,6 +235,27 @@ fn a_server_that_is_always_young_is_left() {
 }
 
 #[test]
+fn a_server_that_does_not_wait_is_not_asked_without_a_pause() {
+    static ASKED: AtomicU32 = AtomicU32::new(0);
+    let busy = |_: &str| {
+        let number = ASKED.fetch_add(1, Ordering::Relaxed);
+        // The settings and the block of a turn come first.
+        let turn = match number {
+            0 => Vec::new(),
+            _ => [row(&[""]), complete()].concat(),
+        };
+        [turn, row(&["busy"]), row(&[]), ready()].concat()
+    };
+    let output = Pglock::at(answering(busy, never))
+        .flags(["--wait", "3", "--conflict-exit-code", "75"])
+        .command(["true"])
+        .run();
+    output.assert_status(75);
+    let asked = ASKED.load(Ordering::Relaxed);
+    assert!(asked < 20, "{asked}\n{}", output.report());
+}
+
+#[test]
 fn a_table_may_be_long() {
     const MANY: usize = 12_000;
     let server = Server::builder()
