@@ -571,7 +571,9 @@ impl<'a> Attempt<'a> {
 
     /// Takes a call for the lock back.
     fn withdraw(&self, session: &mut Session) {
-        let outcomes = drive::take_back(session, self.signals).unwrap_or_default();
+        let Some(outcomes) = drive::take_back(session, self.signals) else {
+            return;
+        };
         if self.hold == Hold::Transaction {
             // A pooler closes the server's connection too if its client leaves in a transaction.
             drive::last_word(session, c"rollback", self.signals);

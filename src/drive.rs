@@ -210,9 +210,11 @@ pub fn cancel(session: &Session) {
 /// Takes a question back, so that no backend works on what nobody wants any more. Returns the answer, if
 /// the server gave one all the same.
 pub fn take_back(session: &mut Session, signals: &Signals) -> Option<Vec<Outcome>> {
+    let until = sys::now() + LAST_WORD;
     cancel(session);
     if session.is_asking() {
-        last_answer(session, signals, sys::now() + LAST_WORD)
+        // It may have taken all of the time to be told.
+        last_answer(session, signals, until.max(sys::now() + LAST_WORD / 2))
     } else {
         None
     }
