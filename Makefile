@@ -6,7 +6,7 @@ ifneq ($(BREW),)
 export PKG_CONFIG_PATH := $(BREW)/opt/libpq/lib/pkgconfig:$(PKG_CONFIG_PATH)
 endif
 
-.PHONY: all build static install uninstall dist setup demo test test-static bench test-versions test-matrix storm chaos \
+.PHONY: all build static install uninstall dist setup demo test test-static bench test-versions test-matrix storm chaos fuzz \
 	clean help
 
 prefix = $(or $(PREFIX),/usr/local)
@@ -93,6 +93,10 @@ chaos: setup
 	@PG_BIN=$$(sh tests/setup.sh --pg-bin) && export PG_BIN && \
 	set -x; cargo test --locked --test chaos -- run $(ARGS)
 
+fuzz: setup
+	@PG_BIN=$$(sh tests/setup.sh --pg-bin) && export PG_BIN && \
+	set -x; cargo test --locked --test fuzz -- run $(ARGS)
+
 clean:
 	cargo clean
 
@@ -109,6 +113,7 @@ help:
 	@echo 'make test-matrix     run all tests against each of them'
 	@echo 'make storm    a thousand invocations at once against a small server'
 	@echo 'make chaos    break everything at random for half an hour; make chaos ARGS=--help'
+	@echo 'make fuzz     bend the answers of a server in thousands of ways; make fuzz ARGS=--help'
 	@echo 'make setup    install what building and testing need; demo and test do that first'
 	@echo 'make clean    remove what was built'
 	@echo

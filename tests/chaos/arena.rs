@@ -255,7 +255,7 @@ impl Arena {
             3..6 => 10 + random.below(30),
             _ => 40 + random.below(60),
         };
-        let flavour = FLAVOURS[random.below(FLAVOURS.len())];
+        let flavour = random.of(&FLAVOURS);
         let helper = std::env::current_exe().expect("the program's own path");
         words.extend([
             "--".to_owned(),
@@ -332,7 +332,7 @@ impl Arena {
             thread::sleep(random.time(0, 1000) + ahead);
             // It may have come to its end.
             let holder = self.holder().or(holder);
-            let kind = kinds[random.below(kinds.len())];
+            let kind = random.of(&kinds);
             let holder = if kind.is_for_pooled() {
                 self.pooled_holder().or(holder)
             } else {

@@ -23,6 +23,11 @@ impl Random {
         (self.next() % count as u64) as usize
     }
 
+    /// One of these.
+    pub fn of<T: Copy>(&mut self, list: &[T]) -> T {
+        list[self.below(list.len())]
+    }
+
     pub fn chance(&mut self, percent: usize) -> bool {
         self.below(100) < percent
     }

@@ -107,6 +107,13 @@ impl Pglock {
             .env("PGLOCK_USER", "postgres")
     }
 
+    /// Another program than the one that was just built, for the fuzz test.
+    #[allow(dead_code)]
+    pub fn program(mut self, program: &Path) -> Pglock {
+        self.program = Some(program.to_owned());
+        self
+    }
+
     pub fn flag(mut self, flag: impl AsRef<OsStr>) -> Pglock {
         self.flags.push(flag.as_ref().to_owned());
         self
