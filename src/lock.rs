@@ -660,7 +660,8 @@ impl Lock {
             Hold::Transaction => format!("{say}; commit"),
             Hold::Session if self.shared => format!(
                 "{say}; select {unlock}; select locktype, classid, objid, objsubid \
-                 from pg_catalog.pg_lock_status() where locktype = 'advisory' and mode = 'ExclusiveLock'"
+                 from pg_catalog.pg_lock_status() where locktype = 'advisory' and mode = 'ExclusiveLock' and {}",
+                key.condition()
             ),
             Hold::Session => format!(
                 "{say}; select {unlock}; \

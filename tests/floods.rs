@@ -43,8 +43,16 @@ fn serve(mut client: TcpStream, answer: Answer, flood: Flood) -> Option<()> {
         let query = buffer.get_mut(..length)?;
         client.read_exact(query).ok()?;
         let query = String::from_utf8_lossy(query).into_owned();
-        client.write_all(&answer(&query)).ok()?;
-        if let Some(piece) = flood(&query) {
+        // The statement that all queries begin with.
+        let query = match query.split_once("pg_temp; ") {
+            Some((_, rest)) => {
+                client.write_all(&complete()).ok()?;
+                rest
+            }
+            None => &query,
+        };
+        client.write_all(&answer(query)).ok()?;
+        if let Some(piece) = flood(query) {
             loop {
                 client.write_all(&piece).ok()?;
             }

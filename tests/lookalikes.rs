@@ -77,6 +77,8 @@ fn answering(answer: Vec<u8>, again: bool) -> u16 {
         let _ = client.read(&mut buffer);
         let _ = client.write_all(b"R\0\0\0\x08\0\0\0\0Z\0\0\0\x05I");
         let _ = client.read(&mut buffer);
+        // To the statement that all queries begin with.
+        let _ = client.write_all(&encoded(b'C', b"SET\0"));
         while client.write_all(&answer).is_ok() && again {}
         let _ = client.read(&mut buffer);
     });
@@ -109,17 +111,21 @@ fn row(fields: &[&str]) -> Vec<u8> {
 #[test]
 fn an_answer_that_does_not_tell_who_holds_the_lock_is_not_taken_for_a_free_one() {
     const READY: &[u8] = b"Z\0\0\0\x05I";
-    for answer in [
-        vec![],
-        row(&["f"]),
-        [row(&[""]), row(&[])].concat(),
-        [row(&[]), row(&[])].concat(),
-        [row(&["maybe"]), row(&[])].concat(),
-        [row(&["f"]), row(&["holder", "exclusive", "1"])].concat(),
+    const TOO_LITTLE: &str = "less than it was asked";
+    for (answer, says) in [
+        (vec![], TOO_LITTLE),
+        (row(&["f"]), TOO_LITTLE),
+        ([row(&[""]), row(&[])].concat(), "unexpected answer"),
+        ([row(&[]), row(&[])].concat(), "unexpected answer"),
+        ([row(&["maybe"]), row(&[])].concat(), "unexpected answer"),
+        (
+            [row(&["f"]), row(&["holder", "exclusive", "1"])].concat(),
+            "unexpected answer",
+        ),
     ] {
         let port = answering([&answer, READY].concat(), false);
         let output = Pglock::at(port).flags(["--status", "--lockid", "1"]).run();
-        output.assert_refused(&["unexpected answer"]);
+        output.assert_refused(&[says]);
     }
     let port = answering([&row(&["f"]), &row(&[]), READY].concat(), false);
     let output = Pglock::at(port).flags(["--status", "--lockid", "1"]).run();
@@ -128,10 +134,11 @@ fn an_answer_that_does_not_tell_who_holds_the_lock_is_not_taken_for_a_free_one()
 
 #[test]
 fn what_a_server_says_without_end_is_cut() {
-    let long = "é\u{202e}\n".repeat(1_000_000);
+    let long = "é\u{202e}\n".repeat(100_000);
+    let lines = "é\u{202e}\n".repeat(5_000);
     let error = encoded(
         b'E',
-        format!("SERROR\0VERROR\0C42000\0M{long}\0\0").as_bytes(),
+        format!("SERROR\0VERROR\0C42000\0M{lines}\0\0").as_bytes(),
     );
     let port = answering([&error[..], b"Z\0\0\0\x05I"].concat(), false);
     let output = Pglock::at(port).command(["true"]).run();
