@@ -18,11 +18,13 @@ man := share/man/man1/pglock.1
 completions := share/bash-completion/completions/pglock share/zsh/site-functions/_pglock \
 	share/fish/vendor_completions.d/pglock.fish
 
+# What the program prints of itself, to a place below the prefix.
+generate = '$(target)/release/pglock' --generate $(1) | install -m 644 /dev/stdin '$(DESTDIR)$(prefix)/$(2)'
+
 all: build
 
-# The build script puts what it makes from the table of flags into a folder where we can find it.
 build:
-	PGLOCK_ASSET_DIR='$(abspath $(target)/assets)' cargo build --release --locked
+	cargo build --release --locked
 
 # The target is named so that the flags are not those of the build scripts too. OPENSSL_CONFIG_DIR is where
 # sslrootcert=system looks. No unwind tables, since nothing unwinds; no position-independent code, which would have to be
@@ -38,20 +40,20 @@ static:
 	@cp -f '$(target)/static/build/$(host)/release/pglock' '$(target)/static/pglock'
 	@echo 'built $(target)/static/pglock'
 
-# What was built is installed as it is: root may have no cargo.
+# What was built is installed as it is: root may have no cargo. The rest the program itself prints.
 install:
-	@[ -x '$(target)/release/pglock' ] && [ -e '$(target)/assets/pglock.1' ] || $(MAKE) --no-print-directory build
+	@[ -x '$(target)/release/pglock' ] || $(MAKE) --no-print-directory build
 	install -d $(addprefix '$(DESTDIR)$(prefix)'/,bin $(dir $(man) $(completions)))
 	install -m 755 '$(target)/release/pglock' '$(DESTDIR)$(prefix)/bin/pglock'
-	install -m 644 '$(target)/assets/pglock.1' '$(DESTDIR)$(prefix)/$(man)'
-	install -m 644 '$(target)/assets/pglock.bash' '$(DESTDIR)$(prefix)/$(word 1,$(completions))'
-	install -m 644 '$(target)/assets/_pglock' '$(DESTDIR)$(prefix)/$(word 2,$(completions))'
-	install -m 644 '$(target)/assets/pglock.fish' '$(DESTDIR)$(prefix)/$(word 3,$(completions))'
+	$(call generate,man,$(man))
+	$(call generate,bash,$(word 1,$(completions)))
+	$(call generate,zsh,$(word 2,$(completions)))
+	$(call generate,fish,$(word 3,$(completions)))
 
 uninstall:
 	rm -f $(addprefix '$(DESTDIR)$(prefix)'/,bin/pglock $(man) $(completions))
 
-dist: static build
+dist: static
 	@sh tests/dist.sh '$(target)' '$(host)'
 
 setup:

@@ -29,6 +29,8 @@ pub enum Request {
     Help,
     /// `--version`.
     Version,
+    /// `--generate`: the man page, or the completions of this shell.
+    Generate(String),
     /// `--status`: of this lock, or of all.
     Status(Box<Config>),
     /// Run a command.
@@ -158,6 +160,7 @@ pub fn read(
         match flag.id {
             Id::Help => return Ok(Request::Help),
             Id::Version => return Ok(Request::Version),
+            Id::Generate => return Ok(Request::Generate(checked(flag, &value, &spelling)?)),
             _ => words.give(flag, &value, Source::Flag, &spelling)?,
         }
     }
@@ -242,15 +245,7 @@ impl Words {
         source: Source,
         spelling: &str,
     ) -> Result<(), Error> {
-        let text = check(flag, value).map_err(|wrong| {
-            let value = value.to_string_lossy();
-            let value = match flag.id {
-                Id::Database => secrets::HIDDEN,
-                _ => secrets::shown(&value),
-            };
-            let value = secrets::mask(&format!("{value:?}"));
-            Error(format!("{spelling}: {value} {wrong}"))
-        })?;
+        let text = checked(flag, value, spelling)?;
         let place = &mut self.0[flag.id as usize];
         if source == Source::Variable && place.is_some() {
             return Ok(());
@@ -416,6 +411,19 @@ impl Words {
             command,
         })
     }
+}
+
+/// As [`check`], with an error that is a whole line.
+fn checked(flag: &Flag, value: &OsStr, spelling: &str) -> Result<String, Error> {
+    check(flag, value).map_err(|wrong| {
+        let value = value.to_string_lossy();
+        let value = match flag.id {
+            Id::Database => secrets::HIDDEN,
+            _ => secrets::shown(&value),
+        };
+        let value = secrets::mask(&format!("{value:?}"));
+        Error(format!("{spelling}: {value} {wrong}"))
+    })
 }
 
 /// Checks one value against what its flag takes; the error ends the sentence that the value begins.

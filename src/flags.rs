@@ -40,6 +40,7 @@ pub enum Id {
     Status,
     Quiet,
     Verbose,
+    Generate,
     Help,
     Version,
 }
@@ -94,6 +95,9 @@ const SSL_MODES: &[&str] = &[
 
 /// What to do when the lock is lost.
 const ON_LOSS: &[&str] = &["kill", "continue"];
+
+/// What is made from this table.
+const ASSETS: &[&str] = &["man", "bash", "zsh", "fish"];
 
 /// All flags, in the order in which the help lists them.
 pub const FLAGS: &[Flag] = &[
@@ -278,6 +282,15 @@ pub const FLAGS: &[Flag] = &[
         help: "Also say which server, backend, kind of lock and lease, and who holds a lock that was not obtained.",
     },
     Flag {
+        id: Id::Generate,
+        group: Group::Output,
+        name: "generate",
+        short: None,
+        value: Value::Choice(ASSETS),
+        default: None,
+        help: "Print the man page or a shell's completions and exit.",
+    },
+    Flag {
         id: Id::Help,
         group: Group::Output,
         name: "help",
@@ -308,6 +321,11 @@ impl Flag {
     /// Its entry in the table.
     pub fn of(id: Id) -> &'static Flag {
         &FLAGS[id as usize]
+    }
+
+    /// Whether it can be given in the environment too.
+    pub fn has_variable(&self) -> bool {
+        !matches!(self.id, Id::Generate | Id::Help | Id::Version)
     }
 
     /// The environment variable that stands in for it.

@@ -2,6 +2,7 @@
 #![cfg_attr(not(test), no_main)]
 
 mod acquire;
+mod cli;
 mod command;
 mod config;
 mod connect;
@@ -49,6 +50,7 @@ fn run(arguments: Vec<OsString>) -> u8 {
     let exit = match config::read(arguments, &variables) {
         Ok(Request::Help) => print(&flags::help()),
         Ok(Request::Version) => print(&version()),
+        Ok(Request::Generate(what)) => generate(&what),
         Ok(Request::Status(config)) => show_status(&config, start),
         Ok(Request::Run(config)) => hold_and_run(&config, start),
         Err(error) => {
@@ -151,6 +153,14 @@ fn print(text: &str) -> Exit {
             log.error(format_args!("could not write to standard output: {error}"));
             Exit::Failed
         }
+    }
+}
+
+/// Prints the man page or a shell's completions.
+fn generate(what: &str) -> Exit {
+    match cli::generate(what) {
+        Some(text) => print(&text),
+        None => Exit::Failed,
     }
 }
 

@@ -75,17 +75,12 @@ pub fn role(name: &str, value: &str) -> Role {
     }
     match FLAGS.iter().find(|flag| flag.variable() == name) {
         // Images keep the version that they have installed in such a variable.
-        Some(flag) if !has_variable(flag) => Role::Other,
+        Some(flag) if !flag.has_variable() => Role::Other,
         Some(flag) if flag.value == Value::Ports && is_of_a_service(value) => Role::Other,
         Some(flag) => Role::Flag(flag.id),
         None if is_of_a_service(value) => Role::Other,
         None => mistaken(name, value).map_or(Role::Other, Role::Mistaken),
     }
-}
-
-/// Whether a flag has a variable at all.
-fn has_variable(flag: &Flag) -> bool {
-    !matches!(flag.id, Id::Help | Id::Version)
 }
 
 /// What Kubernetes and Docker put into `NAME_PORT`, `tcp://10.0.0.1:5432`.
@@ -105,7 +100,7 @@ fn mistaken(name: &str, value: &str) -> Option<String> {
     if URI_SCHEMES.iter().any(|scheme| value.starts_with(scheme)) {
         return Some(Flag::of(Id::Database).variable());
     }
-    let flags = FLAGS.iter().filter(|flag| has_variable(flag));
+    let flags = FLAGS.iter().filter(|flag| flag.has_variable());
     let known = flags.map(Flag::variable).chain([PASSWORD.to_owned()]);
     known
         .filter_map(|known| {
@@ -290,7 +285,7 @@ mod tests {
 
     #[test]
     fn what_is_known_is_known() {
-        for flag in FLAGS.iter().filter(|flag| has_variable(flag)) {
+        for flag in FLAGS.iter().filter(|flag| flag.has_variable()) {
             assert_eq!(role(&flag.variable(), "x"), Role::Flag(flag.id));
         }
         for name in OTHER_VARIABLES {

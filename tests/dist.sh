@@ -8,9 +8,12 @@ dist=$target/dist
 
 rm -rf "$dist"
 mkdir -p "$dist/$name/completions"
-cp "$target/static/pglock" "$target/assets/pglock.1" LICENSE README.md CHANGELOG.md "$dist/$name/"
-cp "$target/assets/pglock.bash" "$target/assets/_pglock" "$target/assets/pglock.fish" "$dist/$name/completions/"
+cp "$target/static/pglock" LICENSE README.md CHANGELOG.md "$dist/$name/"
 chmod 755 "$dist/$name/pglock"
+"$target/static/pglock" --generate man >"$dist/$name/pglock.1"
+"$target/static/pglock" --generate bash >"$dist/$name/completions/pglock.bash"
+"$target/static/pglock" --generate zsh >"$dist/$name/completions/_pglock"
+"$target/static/pglock" --generate fish >"$dist/$name/completions/pglock.fish"
 cd "$dist"
 # The same archive from the same files, whoever packs them and when.
 date=$(git -C "$OLDPWD" log -1 --format=%cI 2>/dev/null) || date=2000-01-01

@@ -12,9 +12,6 @@ use std::time::Duration;
 
 use crate::support::*;
 
-/// The four files that the build script makes of the table of flags.
-const ASSETS: [&str; 4] = ["pglock.1", "pglock.bash", "_pglock", "pglock.fish"];
-
 /// All that `make install` installs, below the prefix.
 const INSTALLED: [&str; 5] = [
     "bin/pglock",
@@ -24,8 +21,18 @@ const INSTALLED: [&str; 5] = [
     "share/zsh/site-functions/_pglock",
 ];
 
-fn asset(name: &str) -> PathBuf {
-    Path::new(env!("OUT_DIR")).join(name)
+/// What the program prints for `--generate`, in a file of this folder.
+fn asset(scratch: &Scratch, what: &str) -> String {
+    let output = Command::new(env!("CARGO_BIN_EXE_pglock"))
+        .args(["--generate", what])
+        .output()
+        .expect("a program");
+    assert!(
+        output.status.success() && output.stderr.is_empty(),
+        "{output:?}"
+    );
+    let file = scratch.file(what, 0o644, output.stdout);
+    file.display().to_string()
 }
 
 /// Runs a program in the repository; returns what it says on both streams, and whether it was content. `None` where there is
@@ -57,18 +64,13 @@ fn succeed(program: &str, words: &[&str]) -> Option<String> {
 /// A folder such as cargo builds into, after the build.
 fn built(scratch: &Scratch) -> PathBuf {
     let target = scratch.path().join("target");
-    for folder in ["release", "static", "assets"] {
-        fs::create_dir_all(target.join(folder)).expect("mkdir");
-    }
     for folder in ["release", "static"] {
+        fs::create_dir_all(target.join(folder)).expect("mkdir");
         fs::copy(
             env!("CARGO_BIN_EXE_pglock"),
             target.join(folder).join("pglock"),
         )
         .expect("copy");
-    }
-    for name in ASSETS {
-        fs::copy(asset(name), target.join("assets").join(name)).expect("copy");
     }
     target
 }
@@ -140,7 +142,8 @@ fn the_archive_holds_everything_and_fits_its_sum() {
 
 #[test]
 fn the_man_page_has_no_fault() {
-    let page = asset("pglock.1").display().to_string();
+    let scratch = Scratch::new();
+    let page = asset(&scratch, "man");
     let words = ["--warnings", "-E", "UTF-8", "-l", "-Tutf8", "-Z", &page];
     let quiet = format!("MANWIDTH=80 man {} 2>&1 >/dev/null", words.join(" "));
     // Debian's small images have something else in the place of man.
@@ -161,12 +164,9 @@ fn the_man_page_has_no_fault() {
 
 #[test]
 fn the_completions_can_be_read_by_their_shells() {
-    for (shell, name) in [
-        ("bash", "pglock.bash"),
-        ("zsh", "_pglock"),
-        ("fish", "pglock.fish"),
-    ] {
-        let script = asset(name).display().to_string();
+    let scratch = Scratch::new();
+    for shell in ["bash", "zsh", "fish"] {
+        let script = asset(&scratch, shell);
         if let Some(said) = succeed(shell, &["-n", &script]) {
             assert_eq!(said, "", "{shell}");
         }
@@ -175,20 +175,22 @@ fn the_completions_can_be_read_by_their_shells() {
 
 /// What bash offers for the last of these words.
 fn bash_offers(words: &str) -> Option<String> {
+    let scratch = Scratch::new();
     // As bash splits them.
     let words = words.replace('=', " = ");
     let script = format!(
         "source '{}'; COMP_WORDS=({words}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); _pglock; printf '%s\\n' \"${{COMPREPLY[@]}}\"",
-        asset("pglock.bash").display()
+        asset(&scratch, "bash")
     );
     succeed("bash", &["--norc", "-c", &script])
 }
 
 /// What fish offers.
 fn fish_offers(words: &str) -> Option<String> {
+    let scratch = Scratch::new();
     let script = format!(
         "source '{}'; complete -C '{words}'",
-        asset("pglock.fish").display()
+        asset(&scratch, "fish")
     );
     succeed("fish", &["--no-config", "-c", &script])
 }
@@ -228,7 +230,7 @@ fn zsh_completes_flags_and_then_commands() {
         return;
     }
     let scratch = Scratch::new();
-    fs::copy(asset("_pglock"), scratch.path().join("_pglock")).expect("copy");
+    fs::rename(asset(&scratch, "zsh"), scratch.path().join("_pglock")).expect("rename");
     let folder = scratch.path().display();
     for (words, completed) in [
         ("pglock --blo", "pglock --block "),

@@ -1,0 +1,137 @@
+//! The man page, made from the table of flags.
+
+use crate::flags::{FLAGS, GROUPS, Value};
+
+/// The man page, in the macros of man(7).
+pub fn man() -> String {
+    let escape = |text: &str| text.replace('\\', "\\e").replace('-', "\\-");
+    let package = env!("CARGO_PKG_VERSION");
+    let mut page = format!(
+        ".\\\" Made from the table of flags.\n.TH PGLOCK 1 \"\" \"pglock {package}\" \"User Commands\"\n"
+    );
+    page.push_str(
+        ".SH NAME
+pglock \\- run a command while holding a PostgreSQL advisory lock
+.SH SYNOPSIS
+.B pglock
+.RI [ flags ]
+.RB [ \\-\\- ]
+.I command
+.RI [ arg \" ...]\"
+.br
+.B pglock \\-\\-status
+.RI [ flags ]
+.SH DESCRIPTION
+.B pglock
+connects to a PostgreSQL server, takes an advisory lock, runs
+.I command
+while it holds the lock, and gives the lock up.
+Of many invocations that want the same lock at once, one runs its command.
+The others skip theirs and exit with status 0, unless they are told to wait.
+.PP
+The lock is a lease: the server gives it up when it has had no sign of
+.B pglock
+for the time of
+.BR \\-\\-ttl ,
+and
+.B pglock
+stops the command before that when it has had no sign of the server.
+.PP
+Flags end at the first word that is not a flag.
+.SH OPTIONS
+",
+    );
+    for (group, title) in GROUPS {
+        if !title.is_empty() {
+            page.push_str(&format!(".SS {title}\n"));
+        }
+        for flag in FLAGS.iter().filter(|flag| flag.group == *group) {
+            let short = flag
+                .short
+                .map_or(String::new(), |letter| format!("\\fB\\-{letter}\\fR, "));
+            let value = match flag.type_word() {
+                "" => String::new(),
+                word => format!(" \\fI{word}\\fR"),
+            };
+            page.push_str(&format!(
+                ".TP\n{short}\\fB\\-\\-{}\\fR{value}\n{}\n",
+                escape(flag.name),
+                escape(flag.help)
+            ));
+            if let Value::Choice(words) = flag.value {
+                let words = escape(&words.join(", "));
+                page.push_str(&format!("One of {words}.\n"));
+            }
+            if let Some(default) = flag.default {
+                page.push_str(&format!("The default is {}.\n", escape(default)));
+            }
+            if flag.has_variable() {
+                page.push_str(&format!("Variable:\n.BR {} .\n", flag.variable()));
+            }
+        }
+    }
+    page.push_str(
+        ".SH ENVIRONMENT
+Each flag can be given as the variable named with it; a flag is stronger than a variable, and an empty variable
+counts as unset.
+A switch is on with true, 1 or yes and off with false, 0 or no.
+An unknown variable that looks like a known one misspelt is refused.
+.TP
+.B PGLOCK_PASS
+The password.
+There is no flag for it, so that it does not show in a list of processes.
+.TP
+.BR PGHOST ,\\  PGPORT ,\\  PGUSER ,\\  PGDATABASE ,\\  PGPASSWORD \" and so on\"
+libpq's own variables, service file and password file count where no flag, variable or connection string
+speaks.
+.PP
+The command gets the environment of
+.BR pglock ,
+and in addition:
+.TP
+.B PGLOCK_LOCK_HELD
+true.
+.TP
+.B PGLOCK_TOKEN
+Under
+.BR \\-\\-fence ,
+the fencing token: a positive integer, larger for every later holder.
+.SH EXIT STATUS
+.TP
+.I the command's own
+It ran to its end.
+.TP
+.I 128+N
+Signal N ended the command, or ended
+.B pglock
+before the command ran.
+.TP
+.BR 0 ,\\  or\\  \\-\\-conflict\\-exit\\-code
+The lock was not obtained; the command did not run.
+.TP
+.B 124
+The lock was lost and the command was stopped.
+.TP
+.B 125
+.B pglock
+itself failed; the command did not run.
+.TP
+.B 126
+The command could not be executed.
+.TP
+.B 127
+The command was not found.
+.SH EXAMPLES
+.nf
+pglock \\-\\-host db \\-\\-user backup \\-\\-lockname nightly\\-backup backup.sh
+pglock \\-\\-host db \\-\\-user deploy \\-\\-wait 600 \\-\\-lockid 7 ./migrate up
+pglock \\-\\-host db \\-\\-user ops \\-\\-status
+.fi
+.SH SEE ALSO
+.BR psql (1),
+.BR flock (1),
+.BR timeout (1)
+",
+    );
+    page
+}
