@@ -5,19 +5,19 @@ use std::ffi::CStr;
 use std::fmt;
 use std::time::Duration;
 
-use crate::config::{Config, Wait};
-use crate::connect::Target;
-use crate::drive::{self, Interrupt, drive, left};
+use crate::cli::config::{Config, Wait};
 use crate::exit::Exit;
 use crate::guardian::Guardian;
 use crate::lease::{Lease, Terms};
 use crate::lock::{self, Caution, Claim, Lock, TURN, Verdict};
 use crate::log::{self, Log};
 use crate::pq::{Conninfo, Error, Outcome};
-use crate::resolve::{self, resolve};
-use crate::retry::{self, Again};
-use crate::session::{Event, Session};
-use crate::settings::{Hold, Settings};
+use crate::server::conninfo::Target;
+use crate::server::resolve::{self, resolve};
+use crate::server::retry::{self, Again};
+use crate::server::session::{Event, Session};
+use crate::server::session_settings::{Hold, Settings};
+use crate::server::wait::{self, Interrupt, drive, left};
 use crate::status;
 use crate::sys::{self, Signal, Signals, Ward};
 
@@ -237,7 +237,7 @@ impl<'a> Attempt<'a> {
     fn pause(&self, time: Duration) -> Result<(), Stop> {
         let then = sys::now() + time;
         let then = self.until.map_or(then, |until| until.min(then));
-        drive::pause(self.signals, then).map_err(|interrupt| match interrupt {
+        wait::pause(self.signals, then).map_err(|interrupt| match interrupt {
             Interrupt::Signal(signal) => Stop::Signal(signal),
             Interrupt::Late => Stop::NotObtained,
             Interrupt::Failed(error) => failed(error),
@@ -323,14 +323,14 @@ impl<'a> Attempt<'a> {
                 .while_blocking(deadline, &last_line, status, || Session::start(settings))
                 .map_err(Interrupt::Failed)?;
             loop {
-                drive::ready(&session, signals, until)?;
+                wait::ready(&session, signals, until)?;
                 let event = signals
                     .while_blocking(deadline, &last_line, status, || session.step())
                     .map_err(Interrupt::Failed)?;
                 if event == Some(Event::Connected) {
                     return Ok(session);
                 }
-                drive::keep(until)?;
+                wait::keep(until)?;
             }
         };
         let until = share(deadline, hosts_left);
@@ -534,7 +534,7 @@ impl<'a> Attempt<'a> {
                 }
                 Err(Interrupt::Late) => {
                     // It may be at it yet, with the lock held: without a client it would only notice in the end.
-                    drive::cancel(session);
+                    wait::cancel(session);
                     let late = format!(
                         "no answer from the server within {} s",
                         tenths(deadline.unwrap_or(asked).saturating_sub(asked))
@@ -571,15 +571,15 @@ impl<'a> Attempt<'a> {
 
     /// Takes a call for the lock back.
     fn withdraw(&self, session: &mut Session) {
-        let Some(outcomes) = drive::take_back(session, self.signals) else {
+        let Some(outcomes) = wait::take_back(session, self.signals) else {
             return;
         };
         if self.hold == Hold::Transaction {
             // A pooler closes the server's connection too if its client leaves in a transaction.
-            drive::last_word(session, c"rollback", self.signals);
+            wait::last_word(session, c"rollback", self.signals);
         } else if let Verdict::Held(key, _) = self.claim.verdict(&outcomes) {
             // Granted before the cancel came.
-            drive::release(
+            lock::release(
                 session,
                 self.claim.lock(key, self.hold),
                 self.signals,
@@ -685,7 +685,7 @@ impl<'a> Attempt<'a> {
             }
         });
         taken.map_err(|failure| {
-            drive::release(session, lock, self.signals, || ());
+            lock::release(session, lock, self.signals, || ());
             match failure {
                 Failure::Host(trouble) => Failure::Host(Trouble {
                     message: format!(

@@ -1,7 +1,10 @@
 //! What is asked of pglock, and how it is described: the command line, its man page and its completions.
 
 mod completions;
+pub mod config;
+pub mod flags;
 mod man;
+mod variables;
 
 /// What `--generate` prints for this word; `None` for one that the table of flags does not have.
 pub fn generate(what: &str) -> Option<String> {
@@ -17,7 +20,7 @@ pub fn generate(what: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::flags::{Flag, Id, Value};
+    use crate::cli::flags::{Flag, Id, Value};
 
     #[test]
     fn all_that_can_be_generated_is() {

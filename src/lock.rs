@@ -15,12 +15,16 @@
 //! the first in the queue looks for a free slot. Who waits for the exclusive lock holds the gate, `(N, -1)`, in
 //! share: between its turns in the server's queue no newcomer passes it who wants to share.
 
+mod release;
+
+pub use release::release;
+
 use std::ffi::CString;
 use std::fmt;
 use std::time::Duration;
 
 use crate::pq::{Connection, Error, Outcome};
-use crate::settings::{Hold, Settings};
+use crate::server::session_settings::{Hold, Settings};
 use crate::sys;
 
 /// How long one turn in the server's queue is, in milliseconds. A statement that waits holds a snapshot,

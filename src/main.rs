@@ -4,33 +4,24 @@
 mod acquire;
 mod cli;
 mod command;
-mod config;
-mod connect;
-mod drive;
 mod exit;
-mod flags;
 mod guardian;
-mod label;
 mod lease;
 mod lock;
 mod log;
 mod pq;
-mod resolve;
-mod retry;
 mod secrets;
-mod session;
-mod settings;
+mod server;
 mod status;
 mod supervise;
 mod sys;
 mod text;
-mod variables;
 
 use std::ffi::OsString;
 use std::time::Duration;
 
 use acquire::Stop;
-use config::{Config, Request};
+use cli::config::{self, Config, Request};
 use exit::Exit;
 use lock::Name;
 use log::{Log, Verbosity};
@@ -48,7 +39,7 @@ fn run(arguments: Vec<OsString>) -> u8 {
         secrets::note_variable(&name.to_string_lossy(), &value.to_string_lossy());
     }
     let exit = match config::read(arguments, &variables) {
-        Ok(Request::Help) => print(&flags::help()),
+        Ok(Request::Help) => print(&cli::flags::help()),
         Ok(Request::Version) => print(&version()),
         Ok(Request::Generate(what)) => generate(&what),
         Ok(Request::Status(config)) => show_status(&config, start),

@@ -1,14 +1,14 @@
 //! `--status`: who holds a lock and who waits for it, as the server's lock table has it. Most of
 //! `pg_stat_activity` is hidden from ordinary roles; a session's name is not, and pglock puts into it what
-//! is to be seen here (`label.rs`).
+//! is to be seen here (`server/session_name.rs`).
 
 use std::array;
 use std::ffi::CString;
 
-use crate::label;
 use crate::lock::{self, Claim, OWN_DATABASE};
 use crate::pq::{Connection, Error, Outcome};
 use crate::secrets;
+use crate::server::session_name;
 use crate::sys;
 use crate::text;
 
@@ -76,7 +76,7 @@ impl Row {
             None => "-".to_owned(),
         };
         let name = text(name);
-        let [since, host, pid, command] = match label::parse(&name) {
+        let [since, host, pid, command] = match session_name::parse(&name) {
             Some(label) => [
                 sys::local_time(label.since),
                 label.host.to_owned(),

@@ -14,18 +14,18 @@ use std::time::Duration;
 use self::reconnect::{Failure, Reconnect, barrier, loss};
 use self::state::{Answer, Barrier, Effect, Event, Loss, Policy, Question, Retake, State};
 use crate::acquire::Held;
+use crate::cli::config::Config;
 use crate::command::{Command, End, Words};
-use crate::config::Config;
-use crate::drive;
 use crate::exit::Exit;
 use crate::guardian::Guardian;
-use crate::label;
 use crate::lease::Lease;
 use crate::lock::{self, Lock, Verdict};
 use crate::log::Log;
 use crate::pq::{self, Conninfo, Outcome};
-use crate::session::{self, Session};
-use crate::settings::Hold;
+use crate::server::session::{self, Session};
+use crate::server::session_name;
+use crate::server::session_settings::Hold;
+use crate::server::wait;
 use crate::sys::{self, Change, Signal, Signals, Terminal, Timer, Ward};
 
 /// How long to wait before the next turn of the loop when `poll` fails.
@@ -86,7 +86,7 @@ pub fn run(
             return give_up(held, signals, Exit::Failed);
         }
     };
-    let new_name = held.waited.then(|| label::label(&config.command));
+    let new_name = held.waited.then(|| session_name::label(&config.command));
     let policy = Policy {
         terms: config.terms,
         grace: config.grace,
@@ -125,7 +125,7 @@ pub fn run(
 
 /// Gives the lock up without having run the command.
 fn give_up(mut held: Held, signals: &Signals, exit: Exit) -> Exit {
-    drive::release(&mut held.session, held.lock, signals, || {
+    lock::release(&mut held.session, held.lock, signals, || {
         held.guardian.retire();
     });
     exit
@@ -193,7 +193,7 @@ impl Supervisor<'_> {
         let deadline = self.state.next_deadline(now);
         self.timer.set(deadline);
         let wire = match &self.wire {
-            Wire::Up(session) => drive::wait_for(session),
+            Wire::Up(session) => wait::wait_for(session),
             Wire::Connecting(reconnect) => Some(reconnect.wait()),
             Wire::None => None,
         };
@@ -376,7 +376,7 @@ impl Supervisor<'_> {
             // Every question is a sign of life; with nothing to ask an empty one will do.
             Question::Beat => c";".into(),
             Question::Rename => match &self.name {
-                Some(name) if label::is_label(connection) => {
+                Some(name) if session_name::is_label(connection) => {
                     let rename = self.lock.rename_sql(connection, name);
                     rename.unwrap_or_else(|_| c";".into())
                 }
@@ -540,7 +540,7 @@ impl Supervisor<'_> {
             }
         };
         if let Wire::Up(session) = &mut self.wire
-            && !drive::release(session, self.lock, self.signals, dismiss)
+            && !lock::release(session, self.lock, self.signals, dismiss)
             && !is_lost
         {
             self.log.error(

@@ -1,6 +1,6 @@
 //! The shells' completions, made from the table of flags.
 
-use crate::flags::{FLAGS, Flag, Value};
+use crate::cli::flags::{FLAGS, Flag, Value};
 
 /// All spellings of a flag.
 fn spellings(flag: &Flag) -> Vec<String> {

@@ -1,6 +1,6 @@
 //! The man page, made from the table of flags.
 
-use crate::flags::{FLAGS, GROUPS, Value};
+use crate::cli::flags::{FLAGS, GROUPS, Value};
 
 /// The man page, in the macros of man(7).
 pub fn man() -> String {

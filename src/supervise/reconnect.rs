@@ -10,10 +10,10 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::thread::JoinHandle;
 
 use super::state::{Barrier, Loss};
-use crate::drive::{keep, left, wait_for};
 use crate::lease::Moment;
 use crate::pq::{Conninfo, Error};
-use crate::session::{Event, Session};
+use crate::server::session::{Event, Session};
+use crate::server::wait::{keep, left, wait_for};
 use crate::sys::{self, Wait};
 
 /// An attempt to connect.

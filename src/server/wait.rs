@@ -5,18 +5,14 @@ use std::ffi::CStr;
 use std::time::Duration;
 
 use crate::exit::Exit;
-use crate::lock::Lock;
 use crate::log;
 use crate::pq::{Error, Interest, Outcome};
-use crate::session::{Event, Session};
+use crate::server::session::{Event, Session};
 use crate::sys::{self, Signal, Signals};
 
 /// How long to wait for a server's answer to a cancel or an unlock before leaving the rest to the close of
 /// the connection.
 const LAST_WORD: Duration = Duration::from_secs(1);
-
-/// How long a session that has released a lock is there to be seen by whoever has waited for it.
-const LINGER: Duration = Duration::from_millis(10);
 
 /// What keeps a session from going on.
 #[derive(Debug)]
@@ -152,26 +148,6 @@ pub fn left(deadline: Option<Duration>) -> Option<Duration> {
     deadline.map(|deadline| deadline.saturating_sub(sys::now()))
 }
 
-/// Gives a lock up and waits for the server's word that it is free; while the server is at it, does what is to be
-/// done `meanwhile`. `false` where the server did not say so: then the lock goes when the server notices that the
-/// session has.
-pub fn release(
-    session: &mut Session,
-    lock: Lock,
-    signals: &Signals,
-    meanwhile: impl FnOnce(),
-) -> bool {
-    let asked = ask_last(session, &lock.release_sql(), signals);
-    meanwhile();
-    let Some(outcomes) = asked.and_then(|until| last_answer(session, signals, until)) else {
-        return false;
-    };
-    if lock.is_waited_for(&outcomes) {
-        sys::pause(LINGER);
-    }
-    lock.was_released(&outcomes)
-}
-
 /// Asks something when all is over, and waits a moment for the answer. A signal does not hurry it: the
 /// end has begun already.
 pub fn last_word(session: &mut Session, sql: &CStr, signals: &Signals) -> Option<Vec<Outcome>> {
@@ -179,8 +155,8 @@ pub fn last_word(session: &mut Session, sql: &CStr, signals: &Signals) -> Option
     last_answer(session, signals, until)
 }
 
-/// Asks it, and returns until when to wait for the answer.
-fn ask_last(session: &mut Session, sql: &CStr, signals: &Signals) -> Option<Duration> {
+/// Asks it, and returns until when to wait for the [answer](last_answer).
+pub fn ask_last(session: &mut Session, sql: &CStr, signals: &Signals) -> Option<Duration> {
     let until = sys::now() + LAST_WORD;
     if session.is_asking() {
         // What was asked before is answered first.
@@ -190,7 +166,12 @@ fn ask_last(session: &mut Session, sql: &CStr, signals: &Signals) -> Option<Dura
     Some(until)
 }
 
-fn last_answer(session: &mut Session, signals: &Signals, until: Duration) -> Option<Vec<Outcome>> {
+/// The answer to what was [asked](ask_last) when all is over.
+pub fn last_answer(
+    session: &mut Session,
+    signals: &Signals,
+    until: Duration,
+) -> Option<Vec<Outcome>> {
     loop {
         match drive(session, signals, Some(until)) {
             Ok(Event::Answered(outcomes)) => return Some(outcomes),

@@ -7,8 +7,8 @@ use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::slice;
 use std::time::Duration;
 
-use crate::drive::{Interrupt, wait_or_signal};
 use crate::pq::{Conninfo, Error};
+use crate::server::wait::{Interrupt, wait_or_signal};
 use crate::sys::{self, Signals};
 
 /// What the child's answer begins with if there is no address.

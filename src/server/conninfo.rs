@@ -10,11 +10,11 @@ use std::fmt;
 use std::os::unix::ffi::OsStrExt;
 use std::time::Duration;
 
-use crate::config::{self, Server};
-use crate::flags::{Flag, Id};
-use crate::label;
+use crate::cli::config::{self, Server};
+use crate::cli::flags::{Flag, Id};
 use crate::pq::{self, Conninfo};
 use crate::secrets;
+use crate::server::session_name;
 use crate::sys;
 
 /// libpq's keyword for how long connecting may take.
@@ -86,7 +86,7 @@ impl Target {
             secrets::note_setting(keyword, &String::from_utf8_lossy(value));
         }
         if get(&given, "fallback_application_name").is_none() {
-            let label = label::label(command);
+            let label = session_name::label(command);
             set(&mut given, "fallback_application_name", label.as_bytes());
         }
         // The encoding of all that pglock itself says to a server.

@@ -4,8 +4,8 @@
 
 use std::collections::VecDeque;
 
-use crate::config::URI_SCHEMES;
-use crate::flags::{FLAGS, Flag, Id, OTHER_VARIABLES, PASSWORD, Value};
+use crate::cli::config::URI_SCHEMES;
+use crate::cli::flags::{FLAGS, Flag, Id, OTHER_VARIABLES, PASSWORD, Value};
 
 /// What all of them begin with.
 pub const PREFIX: &str = "PGLOCK_";

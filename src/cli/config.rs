@@ -10,12 +10,12 @@ use std::os::unix::ffi::OsStrExt;
 use std::str::FromStr;
 use std::time::Duration;
 
-use crate::flags::{FLAGS, Flag, Id, PASSWORD, Value};
+use crate::cli::flags::{FLAGS, Flag, Id, PASSWORD, Value};
+use crate::cli::variables::{self, PREFIX, Role};
 use crate::lease::{LONGEST_TTL, Terms};
 use crate::lock::Name;
 use crate::log::Verbosity;
 use crate::secrets;
-use crate::variables::{self, PREFIX, Role};
 
 /// An attempt looks at each slot in turn, and holds a snapshot meanwhile.
 const MOST_SLOTS: u32 = 10_000;
@@ -532,7 +532,7 @@ mod tests {
     use std::os::unix::ffi::OsStringExt;
 
     use super::*;
-    use crate::flags::OTHER_VARIABLES;
+    use crate::cli::flags::OTHER_VARIABLES;
 
     fn config(arguments: &[&str], variables: &[(&str, &str)]) -> Result<Config, String> {
         let environment: Vec<_> = variables

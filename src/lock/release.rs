@@ -1,0 +1,31 @@
+//! How a lock is given up: in good order, and so that whoever has waited for it sees that it was.
+
+use std::time::Duration;
+
+use super::Lock;
+use crate::server::session::Session;
+use crate::server::wait;
+use crate::sys::{self, Signals};
+
+/// How long a session that has released a lock is there to be seen by whoever has waited for it.
+const LINGER: Duration = Duration::from_millis(10);
+
+/// Gives a lock up and waits for the server's word that it is free; while the server is at it, does what is to be
+/// done `meanwhile`. `false` where the server did not say so: then the lock goes when the server notices that the
+/// session has.
+pub fn release(
+    session: &mut Session,
+    lock: Lock,
+    signals: &Signals,
+    meanwhile: impl FnOnce(),
+) -> bool {
+    let asked = wait::ask_last(session, &lock.release_sql(), signals);
+    meanwhile();
+    let Some(outcomes) = asked.and_then(|until| wait::last_answer(session, signals, until)) else {
+        return false;
+    };
+    if lock.is_waited_for(&outcomes) {
+        sys::pause(LINGER);
+    }
+    lock.was_released(&outcomes)
+}
