@@ -330,8 +330,11 @@ impl Supervisor<'_> {
             Wire::Connecting(_) => return Ok(()),
             Wire::None => None,
         };
-        let posted = Guardian::post(&self.ward, socket).or_else(|_| {
+        let posted = Guardian::post(&self.ward, socket).or_else(|error| {
             // There may be room for one process only.
+            if error.kind() != io::ErrorKind::WouldBlock {
+                self.say_unguarded(&error);
+            }
             self.guardian = None;
             Guardian::post(&self.ward, socket)
         });

@@ -1409,7 +1409,7 @@ fn is_settled(report: &OwnedFd) -> io::Result<()> {
     }
     let mut errno = [0; size_of::<i32>()];
     if read(report.as_raw_fd(), &mut errno)? != errno.len() {
-        return Err(io::Error::other("it was killed"));
+        return Err(io::Error::other("the guardian was killed"));
     }
     match i32::from_ne_bytes(errno) {
         0 => Ok(()),
