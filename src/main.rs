@@ -32,7 +32,13 @@ c_main!(run);
 /// From the arguments to the exit status.
 fn run(arguments: Vec<OsString>) -> u8 {
     let start = sys::now();
-    sys::occupy_standard_descriptors();
+    if let Err(error) = sys::occupy_standard_descriptors() {
+        let log = Log::new(Verbosity::Quiet);
+        log.error(format_args!(
+            "could not open a standard descriptor: {error}"
+        ));
+        return Exit::Failed.status();
+    }
     sys::load_no_modules();
     let variables: Vec<_> = std::env::vars_os().collect();
     for (name, value) in &variables {

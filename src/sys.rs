@@ -96,16 +96,32 @@ pub fn exit(status: u8) -> ! {
 
 /// Opens the standard descriptors that are closed, so that no descriptor of pglock's own takes their
 /// number. They close again when the command is executed, which finds them as pglock did.
-pub fn occupy_standard_descriptors() {
+///
+/// # Errors
+/// One could not be opened.
+pub fn occupy_standard_descriptors() -> io::Result<()> {
     for descriptor in 0..=libc::STDERR_FILENO {
-        // SAFETY: the calls take numbers and a string that lives for ever. `open` takes the lowest free
-        // descriptor, which is this one, since those below it are open.
-        unsafe {
-            if libc::fcntl(descriptor, libc::F_GETFD) == -1 {
-                libc::open(c"/dev/null".as_ptr(), libc::O_RDWR | libc::O_CLOEXEC);
-            }
+        // SAFETY: the call takes numbers only.
+        let is_closed = check(unsafe { libc::fcntl(descriptor, libc::F_GETFD) })
+            .is_err_and(|error| error.raw_os_error() == Some(libc::EBADF));
+        if is_closed {
+            // It gets the lowest number that is free, which is this one, since those below it are open.
+            open(c"/dev/null", libc::O_RDWR).or_else(|_| open(c"/", NEITHER))?;
         }
     }
+    Ok(())
+}
+
+/// How to open what can be neither read nor written, and need not be there for more than its number.
+#[cfg(target_os = "linux")]
+const NEITHER: c_int = libc::O_PATH;
+/// As near to that as other systems come: it cannot be read if it is a folder.
+#[cfg(not(target_os = "linux"))]
+const NEITHER: c_int = libc::O_RDONLY;
+
+fn open(path: &CStr, flags: c_int) -> io::Result<RawFd> {
+    // SAFETY: the string is null-terminated.
+    check(unsafe { libc::open(path.as_ptr(), flags | libc::O_CLOEXEC) })
 }
 
 /// Has names of users and hosts looked up in files and by DNS only. The static program would load what else the

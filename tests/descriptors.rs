@@ -29,6 +29,9 @@ const CLOSED: [&str; 8] = [
     "<&- >&- 2>&-",
 ];
 
+/// Each of them, and the redirection that closes it.
+const STANDARD: [(i32, &str); 3] = [(0, "<&-"), (1, ">&-"), (2, "2>&-")];
+
 /// A file to be descriptor 9.
 fn book(scratch: &Scratch) -> (std::path::PathBuf, File) {
     let path = scratch.file("book", 0o644, "");
@@ -86,7 +89,7 @@ fn nothing_of_pglock_s_own_is_a_standard_descriptor() {
         });
         let command = command_of(pglock);
         asleep(command);
-        for (number, sign) in [(0, "<&-"), (1, ">&-"), (2, "2>&-")] {
+        for (number, sign) in STANDARD {
             let found = processes::descriptor(pglock, number).expect("an open descriptor");
             // What is closed for the command is a null device here, so that no socket takes its place.
             let is_closed = redirections
@@ -98,6 +101,41 @@ fn nothing_of_pglock_s_own_is_a_standard_descriptor() {
             } else {
                 assert_eq!(processes::descriptor(command, number), Some(found));
             }
+        }
+    }
+}
+
+#[test]
+fn nor_where_there_is_no_null_device() {
+    let server = Server::new();
+    // In a `/dev` of its own.
+    let alone = ["unshare", "--mount", "sh", "-c"];
+    let bare = "mount -t tmpfs none /dev && exec \"$@\"";
+    let tried = std::process::Command::new(alone[0])
+        .args(&alone[1..])
+        .args([bare, "sh", "true"])
+        .status();
+    if !tried.is_ok_and(|status| status.success()) {
+        eprintln!("skipped: no permission to mount a /dev without devices");
+        return;
+    }
+    for redirections in CLOSED {
+        let scratch = Scratch::new();
+        let (path, file) = book(&scratch);
+        let words = [PGLOCK, "--verbose", "sh", "-c", LIST];
+        let output = redirected(
+            Pglock::on(&server).descriptor(file, 9),
+            redirections,
+            &words,
+        )
+        .preceded_by([&alone[..], &[bare, "sh"]].concat())
+        .run();
+        output.assert_status(0);
+        let open = fs::read_to_string(path).expect("read");
+        for (number, sign) in STANDARD {
+            let is_closed = redirections.split_whitespace().any(|one| one == sign);
+            let is_open = open.split_whitespace().any(|one| one == number.to_string());
+            assert_ne!(is_closed, is_open, "{redirections:?}: {open}");
         }
     }
 }
