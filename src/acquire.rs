@@ -73,7 +73,7 @@ pub fn acquire(
     signals: &Signals,
     log: Log,
 ) -> Result<Held, Stop> {
-    let target = Target::new(&config.server, &config.command).map_err(failed)?;
+    let target = target(config, start, signals)?;
     let mut attempt = Attempt::new(config, start, signals, log, &target)?;
     log.info(format_args!("Connecting to PostgreSQL at {target}."));
     attempt.run(Attempt::try_host)
@@ -89,7 +89,7 @@ pub fn status(
     signals: &Signals,
     log: Log,
 ) -> Result<Vec<Outcome>, Stop> {
-    let target = Target::new(&config.server, &config.command).map_err(failed)?;
+    let target = target(config, start, signals)?;
     let mut attempt = Attempt::new(config, start, signals, log, &target)?;
     attempt.run(|attempt, settings, hosts_left| {
         let mut session = attempt.connect(settings, hosts_left, attempt.until)?;
@@ -103,6 +103,15 @@ pub fn status(
             _ => Ok(outcomes),
         }
     })
+}
+
+/// Where to connect.
+fn target(config: &Config, start: Duration, signals: &Signals) -> Result<Target, Stop> {
+    let wait_end = match config.wait {
+        Wait::Seconds(seconds) => Some(start + Duration::from_secs(seconds.into())),
+        Wait::No | Wait::Forever => None,
+    };
+    Target::new(&config.server, &config.command, signals, start, wait_end).map_err(failed)
 }
 
 /// What went wrong with one host.

@@ -94,19 +94,18 @@ fn hold_and_run(config: &Config, start: Duration) -> Exit {
 fn show_status(config: &Config, start: Duration) -> Exit {
     let log = Log::new(config.verbosity);
     name_passed_over(config, log);
-    let answer = catch_signals().and_then(|signals| acquire::status(config, start, &signals, log));
-    match answer {
-        Ok(outcomes) => match status::table(&outcomes) {
-            Some(table) => print(&table),
-            None => {
-                log.error(
-                    "the server gave an unexpected answer to the question who holds the lock",
-                );
-                Exit::Failed
-            }
-        },
-        Err(stop) => stopped(stop, log),
-    }
+    let shown = catch_signals().and_then(|signals| {
+        let outcomes = acquire::status(config, start, &signals, log)?;
+        let table = status::table(&outcomes).ok_or_else(|| {
+            Stop::Failed(
+                "the server gave an unexpected answer to the question who holds the lock"
+                    .to_owned(),
+            )
+        })?;
+        // Whoever reads it may have stopped reading.
+        Ok(signals.while_blocking(None, "", Exit::Failed.status(), || print(&table)))
+    });
+    shown.unwrap_or_else(|stop| stopped(stop, log))
 }
 
 /// Says which variables pglock has passed over although they begin as its own do; without their values.

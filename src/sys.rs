@@ -524,6 +524,8 @@ static SIGNAL_PIPE: AtomicI32 = AtomicI32::new(-1);
 static CONTINUED: AtomicBool = AtomicBool::new(false);
 /// Whether this process is a child of pglock's, to which a signal does what it does by default.
 static IN_CHILD: AtomicBool = AtomicBool::new(false);
+/// Whether pglock's caller wants SIGALRM ignored, which pglock needs for itself.
+static ALARM_IS_IGNORED: AtomicBool = AtomicBool::new(false);
 /// Whether a call is running that a signal has to end together with pglock.
 static BLOCKING: AtomicBool = AtomicBool::new(false);
 /// When that call has to be over, in nanoseconds of [`now`]'s clock.
@@ -548,6 +550,7 @@ extern "C" fn handle(signal: c_int) {
         }
         return;
     }
+    let is_forgotten = signal == libc::SIGALRM && ALARM_IS_IGNORED.load(Ordering::Relaxed);
     if BLOCKING.load(Ordering::Acquire) {
         let late = now().as_nanos() as u64 >= BLOCKING_UNTIL.load(Ordering::Relaxed);
         if signal == libc::SIGALRM && late {
@@ -562,9 +565,16 @@ extern "C" fn handle(signal: c_int) {
                 libc::_exit(BLOCKING_STATUS.load(Ordering::Relaxed));
             }
         }
-        if !Signal(signal).is_harmless() {
+        if !Signal(signal).is_harmless() && !is_forgotten {
             end_by(Signal(signal));
         }
+    }
+    if is_forgotten {
+        // SAFETY: as above.
+        unsafe {
+            *errno() = saved;
+        }
+        return;
     }
     if signal == libc::SIGCONT {
         CONTINUED.store(true, Ordering::Relaxed);
@@ -645,9 +655,13 @@ impl Signals {
             libc::sigfillset(&mut action.sa_mask);
             check(libc::sigaction(signal, &action, &mut before))?;
             let was_ignored = before.sa_sigaction == libc::SIG_IGN;
-            // Nothing but SIGCHLD, without which no command can be waited for, is taken from a caller
-            // who wants it ignored.
-            if was_ignored && signal != libc::SIGCHLD {
+            // Nothing is taken from a caller who wants it ignored but SIGCHLD, without which no command can be
+            // waited for, and SIGALRM, without which no call that blocks would end.
+            let is_needed = signal == libc::SIGCHLD || signal == libc::SIGALRM;
+            if was_ignored && signal == libc::SIGALRM {
+                ALARM_IS_IGNORED.store(true, Ordering::Relaxed);
+            }
+            if was_ignored && !is_needed {
                 check(libc::sigaction(signal, &before, ptr::null_mut()))?;
             } else if was_ignored || handler == libc::SIG_IGN {
                 self.dispositions.push((signal, before));

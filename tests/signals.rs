@@ -1,6 +1,7 @@
 //! Signals: which of them reach the command, and what they do when there is no command yet.
 
 use std::collections::BTreeSet;
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -545,4 +546,171 @@ fn every_signal_does_what_the_readme_says() {
         let said = stdout.lines().skip(1).map(str::to_owned);
         assert_eq!(said.collect::<BTreeSet<_>>(), expected, "{signal}");
     }
+}
+
+/// A file that whoever opens it waits at, for nobody writes to it.
+fn fifo(scratch: &Scratch) -> String {
+    let path = scratch.path().join("fifo");
+    nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).expect("mkfifo");
+    path.display().to_string()
+}
+
+/// pglock with a service file that it waits at.
+fn at_service_file(fifo: &str, marker: &Marker) -> Pglock {
+    Pglock::new()
+        .env("PGSERVICEFILE", fifo)
+        .env("PGSERVICE", "somewhere")
+        .command(marker.command())
+}
+
+/// Waits until a process sleeps in a call that opens a file.
+#[track_caller]
+fn wait_for_open(pid: Pid) {
+    // openat; a program that is not made for this machine's own system calls has another number.
+    eventually("it waits at the file", PATIENCE, || {
+        let call = std::fs::read_to_string(format!("/proc/{pid}/syscall")).ok()?;
+        let number = call.split_whitespace().next()?.parse().ok();
+        (number == Some(nix::libc::SYS_openat)).then_some(())
+    });
+}
+
+#[test]
+fn a_signal_ends_one_that_waits_for_a_file_of_libpq_s() {
+    let scratch = Scratch::new();
+    let fifo = fifo(&scratch);
+    for flags in [
+        &[][..],
+        &["--connect-timeout", "0"],
+        &["--host", "127.0.0.1"],
+    ] {
+        for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
+            let marker = Marker::new();
+            let run = at_service_file(&fifo, &marker).flags(flags).spawn();
+            wait_for_open(run.pid());
+            let sent = Instant::now();
+            run.signal(signal);
+            run.wait().assert_status(128 + signal as i32);
+            assert!(sent.elapsed() < Duration::from_secs(5), "{signal}");
+            assert!(!marker.exists());
+        }
+    }
+    let run = Pglock::new()
+        .env("PGSERVICEFILE", &fifo)
+        .env("PGSERVICE", "somewhere")
+        .flag("--status")
+        .spawn();
+    wait_for_open(run.pid());
+    run.signal(Signal::SIGTERM);
+    run.wait().assert_status(128 + Signal::SIGTERM as i32);
+}
+
+#[test]
+fn the_time_for_connecting_ends_one_that_waits_for_a_file_of_libpq_s() {
+    let scratch = Scratch::new();
+    let fifo = fifo(&scratch);
+    let variable = ("PGCONNECT_TIMEOUT", "1");
+    let string = "service=somewhere connect_timeout=1";
+    for (flags, variable) in [
+        (&["--connect-timeout", "1"][..], None),
+        (&["--connect-timeout", "1", "--block"], None),
+        (&["--connect-timeout", "1", "--host", "127.0.0.1"], None),
+        (&["--wait", "1"], None),
+        (&["--wait", "1", "--connect-timeout", "0"], None),
+        (&["--database", string], None),
+        (&[], Some(variable)),
+    ] {
+        let marker = Marker::new();
+        let mut pglock = at_service_file(&fifo, &marker).flags(flags);
+        if let Some((name, value)) = variable {
+            pglock = pglock.env(name, value);
+        }
+        // The deadline is pglock's own, whatever its caller thinks of such signals.
+        let ignoring = pglock.clone().ignoring(Signal::SIGALRM);
+        for pglock in [pglock, ignoring] {
+            let output = pglock.run();
+            output.assert_refused(&["service file", "within 1 s"]);
+            let enough = Duration::from_secs(1)..Duration::from_secs(5);
+            assert!(enough.contains(&output.elapsed), "{}", output.report());
+            assert!(!marker.exists());
+        }
+    }
+}
+
+#[test]
+fn neither_is_held_up_by_a_certificate() {
+    let server = Server::builder().tls("localhost").start();
+    let scratch = Scratch::new();
+    let pglock = Pglock::at(server.port())
+        .env("PGSSLROOTCERT", fifo(&scratch))
+        .flags(["--sslmode", "verify-ca", "--connect-timeout"])
+        .command(["true"]);
+    let run = pglock.clone().flag("0").spawn();
+    wait_for_open(run.pid());
+    run.signal(Signal::SIGTERM);
+    run.wait().assert_status(128 + Signal::SIGTERM as i32);
+    let output = pglock.flag("1").run();
+    output.assert_failed(&["could not connect", "within 1 s"]);
+}
+
+#[test]
+fn a_password_file_that_is_none_holds_nobody_up() {
+    let server = Server::new();
+    let scratch = Scratch::new();
+    let output = Pglock::on(&server)
+        .env("PGPASSFILE", fifo(&scratch))
+        .sh("echo ran")
+        .run();
+    output.assert_status(0).assert_stdout("ran\n");
+}
+
+#[test]
+fn an_alarm_that_is_ignored_ends_nobody_that_waits_for_a_file_of_libpq_s() {
+    let server = Server::new();
+    let scratch = Scratch::new();
+    let fifo = fifo(&scratch);
+    let run = at_service_file(&fifo, &Marker::new())
+        .ignoring(Signal::SIGALRM)
+        .sh("echo ran")
+        .spawn();
+    wait_for_open(run.pid());
+    run.signal(Signal::SIGALRM);
+    let service = format!(
+        "[somewhere]\nhost={}\nport={}\nuser=postgres\n",
+        server.socket_dir().display(),
+        server.port()
+    );
+    // libpq reads it once for pglock, and once for itself.
+    for _ in 0..2 {
+        wait_for_open(run.pid());
+        std::fs::write(&fifo, &service).expect("write the service file");
+    }
+    run.wait().assert_status(0).assert_stdout("ran\n");
+}
+
+#[test]
+fn a_signal_ends_a_table_that_nobody_reads() {
+    let server = Server::new();
+    let mut session = server.session();
+    session.exec("select count(pg_advisory_lock(key)) from generate_series(1, 2000) key");
+    let (_read, write) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).expect("a pipe");
+    let output = std::fs::File::from(write.try_clone().expect("dup"));
+    let run = Pglock::on(&server)
+        .descriptor(output, 7)
+        .without_pglock()
+        .command([
+            "sh",
+            "-c",
+            "exec \"$0\" --status >&7",
+            env!("CARGO_BIN_EXE_pglock"),
+        ])
+        .spawn();
+    eventually("the pipe is full", PATIENCE, || {
+        let mut room = [nix::poll::PollFd::new(
+            write.as_fd(),
+            nix::poll::PollFlags::POLLOUT,
+        )];
+        (nix::poll::poll(&mut room, 0u8).expect("poll") == 0).then_some(())
+    });
+    run.signal(Signal::SIGTERM);
+    run.wait().assert_status(128 + Signal::SIGTERM as i32);
 }

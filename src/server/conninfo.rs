@@ -12,10 +12,13 @@ use std::time::Duration;
 
 use crate::cli::config::{self, Server};
 use crate::cli::flags::{Flag, Id};
+use crate::exit::Exit;
+use crate::log;
 use crate::pq::{self, Conninfo};
 use crate::secrets;
 use crate::server::session_name;
-use crate::sys;
+use crate::server::wait::left;
+use crate::sys::{self, Signals};
 
 /// libpq's keyword for how long connecting may take.
 const TIMEOUT: &str = "connect_timeout";
@@ -48,12 +51,19 @@ pub struct Target {
 }
 
 impl Target {
-    /// Brings the settings of all sources together.
+    /// Brings the settings of all sources together. Where libpq is asked for its own, a signal ends pglock, and so does
+    /// the end of the time for connecting, which has begun at `start`, or of the wait.
     ///
     /// # Errors
     /// A connection string or a service that libpq does not understand, lists of hosts and ports that do not match, a
     /// `connect_timeout` that is no number, or a demand that this libpq does not know.
-    pub fn new(server: &Server, command: &[OsString]) -> Result<Self, pq::Error> {
+    pub fn new(
+        server: &Server,
+        command: &[OsString],
+        signals: &Signals,
+        start: Duration,
+        wait_end: Option<Duration>,
+    ) -> Result<Self, pq::Error> {
         let mut given = Vec::new();
         match &server.database {
             Some(string) if config::is_connection_string(string) => {
@@ -98,7 +108,9 @@ impl Target {
             sys::remove_variable(c"PGSERVICE");
             set_variable(c"PGSERVICE", &service);
         }
-        let mut sources = sources(&given);
+        let connect_end = patience(&given).map(|patience| start + patience);
+        let deadline = connect_end.into_iter().chain(wait_end).min();
+        let mut sources = sources(&given, signals, deadline);
         let wants_system_roots = wants_system_roots(&given, &sources);
         if let Some(demand) = unmet(pq::library_version(), std::env::var_os, wants_system_roots) {
             return Err(refused(demand));
@@ -113,7 +125,7 @@ impl Target {
         }
         check_weaker(&given, &sources)?;
         if server.host.is_some() && has_service(&given) {
-            pq::check_sources()?;
+            ask(&given, signals, deadline, pq::check_sources)?;
             for (keyword, value) in &sources {
                 if get(&given, keyword).is_none() {
                     set(&mut given, keyword, value.as_bytes());
@@ -307,12 +319,49 @@ fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
+/// How long connecting may take as far as that is known before libpq is asked.
+fn patience(given: &[Setting]) -> Option<Duration> {
+    let text = get(given, TIMEOUT).or_else(|| variable("PGCONNECT_TIMEOUT"));
+    let default = Flag::of(Id::ConnectTimeout).default.unwrap_or_default();
+    // One that is no number is refused in the end, unless a service has another.
+    let known = timeout(&text.unwrap_or_default()).or_else(|_| timeout(default));
+    known.unwrap_or_default()
+}
+
+/// Asks libpq, which reads a service file for the answer and looks the user up. Either may block: the one on a file system
+/// that has gone away, the other at a directory service.
+fn ask<T>(
+    given: &[Setting],
+    signals: &Signals,
+    deadline: Option<Duration>,
+    call: impl FnOnce() -> T,
+) -> T {
+    let whom = if has_service(given) {
+        "the service file or the look-up of the user"
+    } else {
+        "the look-up of the user"
+    };
+    let time = left(deadline).unwrap_or_default();
+    let last_line = log::error_line(
+        sys::wall_clock() + time.as_secs() as i64,
+        format_args!(
+            "could not connect: no answer from {whom} within {} s",
+            time.as_secs_f64().round()
+        ),
+    );
+    signals.while_blocking(deadline, &last_line, Exit::Failed.status(), call)
+}
+
 /// What libpq's own sources say of where to connect. To ask libpq takes a fifth of the work that pglock does before it
 /// connects: where there is neither a service file to read nor a user to look up, they are variables.
-fn sources(given: &[Setting]) -> Vec<(String, String)> {
+fn sources(
+    given: &[Setting],
+    signals: &Signals,
+    deadline: Option<Duration>,
+) -> Vec<(String, String)> {
     let has_user = get(given, "user").is_some() || has_variable("PGUSER");
     if has_service(given) || !has_user {
-        return pq::defaults();
+        return ask(given, signals, deadline, pq::defaults);
     }
     [
         ("host", "PGHOST"),
