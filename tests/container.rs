@@ -156,6 +156,18 @@ fn with_the_proc_of_its_host_it_finds_the_last_of_the_command_too() {
 }
 
 #[test]
+fn outside_of_the_namespace_of_its_children_it_is_their_parent_all_the_same() {
+    if !can_contain() {
+        return;
+    }
+    let server = Server::new();
+    // Without a fork between, the first of its children is process 1, and to them pglock has no number.
+    let words = ["unshare", "--pid", PGLOCK, "sh", "-c", "echo ran; exit 4"];
+    let output = Pglock::on(&server).without_pglock().command(words).run();
+    output.assert_status(4).assert_stdout("ran\n");
+}
+
+#[test]
 fn a_killed_container_frees_the_lock() {
     if !can_contain() {
         return;
