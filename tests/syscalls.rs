@@ -30,8 +30,13 @@ const SAMPLE: usize = 3;
 /// How many runs go on at once.
 const WORKERS: usize = 2;
 
-/// A command to tell by that it runs, which ends at the end of its input.
-const COMMAND: [&str; 3] = ["sh", "-c", "echo ran; read -r line; exit 4"];
+/// A command to tell by that it runs, which ends at the end of its input. It has another process, for the kernel kills the
+/// first by itself when pglock dies.
+const COMMAND: [&str; 3] = [
+    "sh",
+    "-c",
+    "sleep 1000 >/dev/null 2>&1 & echo ran; read -r line; kill $!; exit 4",
+];
 
 /// What cannot fail, or not so that anybody could do anything about it.
 const NEVER_FAIL: [&str; 10] = [
@@ -295,12 +300,13 @@ impl<'a> Place<'a> {
             (run.stdout().contains("ran") || !run.is_running()).then_some(())
         });
         started.ok_or("neither runs nor fails")?;
-        if let Some(command) = command(run) {
-            if self.holders() == "0" && runs(command) {
+        if run.stdout().contains("ran") {
+            if self.holders() == "0" && !runners(run).is_empty() {
                 return Err("the command runs without the lock".to_owned());
             }
-            if processes::group(command).is_some_and(|group| group != command) {
-                return Err("the command runs in a group of others".to_owned());
+            let is_in_own_group = |pid: &Pid| processes::group(*pid) == Some(run.pid());
+            if runners(run).iter().any(is_in_own_group) {
+                return Err("the command runs in pglock's group".to_owned());
             }
             self.end(run, end);
         }
@@ -334,7 +340,7 @@ impl<'a> Place<'a> {
         if is_killed {
             let freed = within(LONGEST, || (self.holders() == "0").then_some(()));
             freed.ok_or("the lock is not free")?;
-            if command(run).is_some_and(runs) {
+            if !runners(run).is_empty() {
                 return Err("the command outlives pglock, and the lock".to_owned());
             }
         }
@@ -360,15 +366,14 @@ impl<'a> Place<'a> {
     }
 }
 
-/// The command, if it has been executed.
-fn command(run: &Running) -> Option<Pid> {
-    let mut processes = run.processes().into_iter();
-    processes.find(|pid| processes::name(*pid) == "sh")
-}
-
-/// Whether a process runs, and is not only stopped.
-fn runs(pid: Pid) -> bool {
-    !matches!(server::state(pid), None | Some('T' | 'Z' | 'X'))
+/// The processes of the command that run, and are not only stopped.
+fn runners(run: &Running) -> Vec<Pid> {
+    let mut runners = run.processes();
+    runners.retain(|pid| {
+        ["sh", "sleep"].contains(&processes::name(*pid).as_str())
+            && !matches!(server::state(*pid), None | Some('T' | 'Z' | 'X'))
+    });
+    runners
 }
 
 /// Has several workers try all of it, and says what was wrong with which.
@@ -550,11 +555,13 @@ fn attached(words: &[String], to: Pid) -> Child {
 fn bereave(place: &mut Place, words: &[String]) -> Result<(), String> {
     let run = place.pglock(&WITH_ZOMBIE).spawn();
     run.wait_for_output("ran");
-    let command = processes::command_of(run.pid());
+    let group = Some(processes::command_of(run.pid()));
     let mut strace = attached(words, processes::guardian_of(run.pid()));
     run.signal(Signal::SIGKILL);
     let freed = within(LONGEST, || (place.holders() == "0").then_some(()));
-    let outlives = processes::is_alive(command);
+    // The kernel kills the command itself, but none of the others.
+    let mut members = run.processes().into_iter();
+    let outlives = members.any(|pid| processes::group(pid) == group && processes::is_alive(pid));
     drop(run);
     strace.wait().expect("wait for strace");
     match freed {
