@@ -3,6 +3,7 @@
 
 use std::ffi::CStr;
 use std::fmt;
+use std::io;
 use std::time::Duration;
 
 use crate::cli::config::{Config, Wait};
@@ -295,7 +296,11 @@ impl<'a> Attempt<'a> {
             self.exchange(&mut session, c";", Duration::ZERO, true)?;
         }
         self.describe(&session, lock.hold());
-        let guardian = self.guardian.take().ok_or_else(|| failed("no guardian"))?;
+        let mut guardian = self.guardian.take().ok_or_else(|| failed("no guardian"))?;
+        if guardian.settle().is_err() {
+            let socket = session.wants().map(|(descriptor, _)| descriptor);
+            guardian = Guardian::post(&self.ward, socket).map_err(not_guarded)?;
+        }
         Ok(Held {
             settings: same_server(settings, &session),
             session,
@@ -518,13 +523,11 @@ impl<'a> Attempt<'a> {
         if guarded && !on_post {
             // Made while the server is busy, so that it costs no time.
             let socket = session.wants().map(|(descriptor, _)| descriptor);
-            match Guardian::post(&self.ward, socket) {
+            match Guardian::send(&self.ward, socket) {
                 Ok(guardian) => self.guardian = Some(guardian),
                 Err(error) => {
                     self.withdraw(session);
-                    return Err(
-                        failed(format_args!("could not start the guardian: {error}")).into(),
-                    );
+                    return Err(not_guarded(error).into());
                 }
             }
         }
@@ -823,6 +826,10 @@ fn standby() -> Failure {
             .to_owned(),
         again: Again::IfWaiting,
     })
+}
+
+fn not_guarded(error: io::Error) -> Stop {
+    failed(format_args!("could not start the guardian: {error}"))
 }
 
 fn failed(error: impl fmt::Display) -> Stop {

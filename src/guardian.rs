@@ -13,7 +13,7 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
-use crate::sys::{self, Pid, Signal, Ward};
+use crate::sys::{self, Pid, Report, Signal, Ward};
 
 /// How long to wait for a killed group to be gone, where no lease says how long the server keeps the
 /// lock: it may hang in the kernel, or nobody may wait for its processes.
@@ -36,20 +36,44 @@ const DISMISS: u8 = b'd';
 pub struct Guardian {
     pid: Pid,
     life: OwnedFd,
+    /// What it says when it is there, if that was not heard yet.
+    report: Option<Report>,
 }
 
 impl Guardian {
     /// Posts a guardian over this ward and this connection.
     ///
     /// # Errors
-    /// The system has no process or descriptor left.
+    /// The system has no process or descriptor left, or does not let it get to its post.
     pub fn post(ward: &Ward, socket: Option<RawFd>) -> io::Result<Self> {
+        let mut guardian = Self::send(ward, socket)?;
+        guardian.settle()?;
+        Ok(guardian)
+    }
+
+    /// Sends a guardian to its post, where it is not yet when this returns.
+    ///
+    /// # Errors
+    /// The system has no process or descriptor left.
+    pub fn send(ward: &Ward, socket: Option<RawFd>) -> io::Result<Self> {
         let (end, life) = sys::pipe()?;
         // Without a socket it holds one more end of the pipe, which serves as well.
         let socket = socket.unwrap_or(end.as_raw_fd());
         let pglock = sys::own_pid();
-        let pid = sys::fork_apart([end.as_raw_fd(), socket], || stand(ward, pglock))?;
-        Ok(Self { pid, life })
+        let (pid, report) = sys::fork_apart([end.as_raw_fd(), socket], || stand(ward, pglock))?;
+        Ok(Self {
+            pid,
+            life,
+            report: Some(report),
+        })
+    }
+
+    /// Waits until it is on its post.
+    ///
+    /// # Errors
+    /// It was killed before, or the system does not let it get there.
+    pub fn settle(&mut self) -> io::Result<()> {
+        self.report.take().map_or(Ok(()), Report::wait)
     }
 
     /// Its process id.

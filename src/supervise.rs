@@ -104,6 +104,7 @@ pub fn run(
         backend_pid: held.session.connection().backend_pid(),
         ward: held.ward,
         guardian: Some(held.guardian),
+        is_unguarded_said: false,
         wire: Wire::Up(held.session),
         name: new_name,
         out_of_reach: false,
@@ -152,6 +153,8 @@ struct Supervisor<'a> {
     backend_pid: i32,
     ward: Ward,
     guardian: Option<Guardian>,
+    /// Whether it was said that there can be none.
+    is_unguarded_said: bool,
     wire: Wire,
     /// What the session is to be called, if it was called something else while it waited.
     name: Option<String>,
@@ -339,12 +342,16 @@ impl Supervisor<'_> {
             Guardian::post(&self.ward, socket)
         });
         self.guardian = Some(posted?);
+        self.is_unguarded_said = false;
         Ok(())
     }
 
-    fn say_unguarded(&self, error: &io::Error) {
-        self.log
-            .error(format_args!("could not start a guardian: {error}"));
+    /// Says it once, for it is tried again and again.
+    fn say_unguarded(&mut self, error: &io::Error) {
+        if !std::mem::replace(&mut self.is_unguarded_said, true) {
+            self.log
+                .error(format_args!("could not start a guardian: {error}"));
+        }
     }
 
     // The connection

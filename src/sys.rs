@@ -1378,16 +1378,22 @@ impl Ward {
 /// How long a process that is forked apart may take to get there. The machine may be busy.
 const SETTLING: Duration = Duration::from_secs(10);
 
+/// What a process that is forked apart says when it has got there.
+pub struct Report(OwnedFd);
+
 /// Forks a process out of reach of everything that is meant for pglock or its command: in a session of its
 /// own, all signals blocked, under a name of its own, in the root folder, and with no descriptor but `kept`, none of
-/// them a standard one, which become its 0, 1 and so on. It runs `job` and ends. When this returns it has got there.
+/// them a standard one, which become its 0, 1 and so on. It runs `job` and ends.
 ///
 /// # Errors
-/// The system has no process or descriptor left, or does not let it get there.
-pub fn fork_apart<const N: usize>(kept: [RawFd; N], job: impl FnOnce()) -> io::Result<Pid> {
+/// The system has no process or descriptor left.
+pub fn fork_apart<const N: usize>(
+    kept: [RawFd; N],
+    job: impl FnOnce(),
+) -> io::Result<(Pid, Report)> {
     let (report, write_end) = pipe()?;
-    let child = match fork()? {
-        Fork::Parent(child) => child,
+    match fork()? {
+        Fork::Parent(child) => Ok((child, Report(report))),
         Fork::Child(_) => {
             let errno = match settle_apart(kept) {
                 Ok(()) => 0,
@@ -1399,14 +1405,7 @@ pub fn fork_apart<const N: usize>(kept: [RawFd; N], job: impl FnOnce()) -> io::R
             }
             exit(0);
         }
-    };
-    drop(write_end);
-    let settled = is_settled(&report);
-    if settled.is_err() {
-        // One that it could not kill finds that nobody has the other end of its pipe.
-        let _ = end(child);
     }
-    settled.map(|()| child)
 }
 
 /// What is left to do in a process that is forked apart.
@@ -1426,24 +1425,32 @@ fn settle_apart<const N: usize>(kept: [RawFd; N]) -> io::Result<()> {
     Ok(())
 }
 
-/// Waits for what such a process reports.
-fn is_settled(report: &OwnedFd) -> io::Result<()> {
-    let deadline = now() + SETTLING;
-    let mut waits = [Wait::read(report.as_raw_fd())];
-    while !waits[0].ready {
-        let left = deadline.saturating_sub(now());
-        if left.is_zero() {
-            return Err(io::ErrorKind::TimedOut.into());
+impl Report {
+    /// Waits until the process has got there, which it mostly has by now.
+    ///
+    /// # Errors
+    /// The system does not let it get there, or it has been killed.
+    pub fn wait(self) -> io::Result<()> {
+        let deadline = now() + SETTLING;
+        let mut errno = [0; size_of::<i32>()];
+        let count = loop {
+            match read(self.0.as_raw_fd(), &mut errno) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                result => break result?,
+            }
+            let left = deadline.saturating_sub(now());
+            if left.is_zero() {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            poll(&mut [Wait::read(self.0.as_raw_fd())], Some(left))?;
+        };
+        if count != errno.len() {
+            return Err(io::Error::other("the guardian was killed"));
         }
-        poll(&mut waits, Some(left))?;
-    }
-    let mut errno = [0; size_of::<i32>()];
-    if read(report.as_raw_fd(), &mut errno)? != errno.len() {
-        return Err(io::Error::other("the guardian was killed"));
-    }
-    match i32::from_ne_bytes(errno) {
-        0 => Ok(()),
-        errno => Err(io::Error::from_raw_os_error(errno)),
+        match i32::from_ne_bytes(errno) {
+            0 => Ok(()),
+            errno => Err(io::Error::from_raw_os_error(errno)),
+        }
     }
 }
 
