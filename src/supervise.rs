@@ -235,7 +235,12 @@ impl Supervisor<'_> {
             Effect::Kill => self.kill_command(),
             Effect::Ask(question) => return self.ask(question),
             Effect::Connect(patience) => return self.connect(patience),
-            Effect::Disconnect => self.wire = Wire::None,
+            Effect::Disconnect => {
+                // An attempt that is given up ends by itself.
+                if let Wire::Up(_) = self.wire {
+                    self.wire = Wire::None;
+                }
+            }
             Effect::Guard(deadline) => self.ward.set_deadline(deadline),
             Effect::WakeGuardian => {
                 if let Some(guardian) = &self.guardian {

@@ -2,23 +2,22 @@
 //! block in it, in a key derivation that the server asks for, in Kerberos, in a password file that is a pipe; and
 //! meanwhile signals, deadlines and the command want to be seen to.
 //!
-//! It is the only thread beside the first, which forks nothing while there is one: see [`sys::spawn_thread`].
+//! It is the only thread beside the first, which forks nothing while there is one: see [`Thread`].
 
 use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::thread::JoinHandle;
 
 use super::state::{Barrier, Loss};
 use crate::lease::Moment;
 use crate::pq::{Conninfo, Error};
 use crate::server::session::{Event, Session};
 use crate::server::wait::{keep, left, wait_for};
-use crate::sys::{self, Wait};
+use crate::sys::{self, Thread, Wait};
 
 /// An attempt to connect.
 pub struct Reconnect {
-    thread: JoinHandle<Result<Session, Failure>>,
+    thread: Thread<Result<Session, Failure>>,
     /// Ends when the attempt does.
     end: OwnedFd,
 }
@@ -40,7 +39,7 @@ impl Reconnect {
     pub fn start(settings: &Conninfo, until: Moment) -> io::Result<Self> {
         let (end, held_open) = sys::pipe()?;
         let settings = settings.clone();
-        let thread = sys::spawn_thread(move || {
+        let thread = Thread::start(move || {
             let result = connect(&settings, until);
             drop(held_open);
             result
@@ -55,7 +54,7 @@ impl Reconnect {
 
     /// What came of it; to be called when it has ended.
     pub fn finish(self) -> Result<Session, Failure> {
-        self.thread.join().unwrap_or_else(|_| {
+        self.thread.join().unwrap_or_else(|| {
             Err(Failure::Refused(Error {
                 message: "the attempt to connect broke off".to_owned(),
                 ..Error::default()
