@@ -39,10 +39,12 @@ const COMMAND: [&str; 3] = [
 ];
 
 /// What cannot fail, or not so that anybody could do anything about it.
-const NEVER_FAIL: [&str; 10] = [
+const NEVER_FAIL: [&str; 11] = [
     // It has no error: what comes back is the end of the heap, and -ENOMEM would be one.
     "brk",
     "execve",
+    // The end of a thread.
+    "exit",
     "exit_group",
     // The C library ends a process that it fails.
     "futex",
