@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::cli::config::{Config, Wait};
 use crate::exit::Exit;
-use crate::guardian::Guardian;
+use crate::guardian::{Guardian, LONG_WAY};
 use crate::lease::{Lease, Terms};
 use crate::lock::{self, Caution, Claim, Lock, TURN, Verdict};
 use crate::log::{self, Log};
@@ -297,9 +297,11 @@ impl<'a> Attempt<'a> {
         }
         self.describe(&session, lock.hold());
         let mut guardian = self.guardian.take().ok_or_else(|| failed("no guardian"))?;
-        if guardian.settle().is_err() {
+        if guardian.settle(LONG_WAY).is_err() {
+            // It may have been killed on its way.
             let socket = session.wants().map(|(descriptor, _)| descriptor);
-            guardian = Guardian::post(&self.ward, socket).map_err(not_guarded)?;
+            guardian = Guardian::send(&self.ward, socket).map_err(not_guarded)?;
+            guardian.settle(LONG_WAY).map_err(not_guarded)?;
         }
         Ok(Held {
             settings: same_server(settings, &session),

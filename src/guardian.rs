@@ -23,6 +23,11 @@ const LOOK: Duration = Duration::from_millis(1);
 /// How often to look for a group that is not there yet although its deadline has passed.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
+/// How long a guardian may take to get to its post before a command is started. The machine may be busy.
+pub const LONG_WAY: Duration = Duration::from_secs(5);
+/// How long pglock waits for that while a command runs.
+const SHORT_WAY: Duration = Duration::from_millis(200);
+
 /// Where it finds its end of the pipe.
 const END: RawFd = 0;
 
@@ -41,17 +46,20 @@ pub struct Guardian {
 }
 
 impl Guardian {
-    /// Posts a guardian over this ward and this connection.
+    /// Posts a guardian over this ward and this connection, while a command runs.
     ///
     /// # Errors
     /// The system has no process or descriptor left, or does not let it get to its post.
     pub fn post(ward: &Ward, socket: Option<RawFd>) -> io::Result<Self> {
         let mut guardian = Self::send(ward, socket)?;
-        guardian.settle()?;
-        Ok(guardian)
+        match guardian.settle(SHORT_WAY) {
+            // pglock has deadlines to keep. One that fails yet ends, and is replaced.
+            Err(error) if error.kind() == io::ErrorKind::TimedOut => Ok(guardian),
+            result => result.map(|()| guardian),
+        }
     }
 
-    /// Sends a guardian to its post, where it is not yet when this returns.
+    /// Sends a guardian to its post; [`settle`](Self::settle) has to follow before a command is started.
     ///
     /// # Errors
     /// The system has no process or descriptor left.
@@ -68,12 +76,16 @@ impl Guardian {
         })
     }
 
-    /// Waits until it is on its post.
+    /// Waits until it is on its post, which it mostly is by now, but not longer than this.
     ///
     /// # Errors
-    /// It was killed before, or the system does not let it get there.
-    pub fn settle(&mut self) -> io::Result<()> {
-        self.report.take().map_or(Ok(()), Report::wait)
+    /// It was killed before, or the system does not let it get there, or it takes longer.
+    pub fn settle(&mut self, limit: Duration) -> io::Result<()> {
+        if let Some(report) = &self.report {
+            report.wait(limit)?;
+            self.report = None;
+        }
+        Ok(())
     }
 
     /// Its process id.

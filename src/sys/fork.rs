@@ -289,9 +289,6 @@ impl<T: Send + 'static> Thread<T> {
     }
 }
 
-/// How long a process that is forked apart may take to get there. The machine may be busy.
-pub(super) const SETTLING: Duration = Duration::from_secs(10);
-
 /// What a process that is forked apart says when it has got there.
 pub struct Report(OwnedFd);
 
@@ -316,6 +313,7 @@ pub fn fork_apart<const N: usize>(
             };
             if write_all(write_end.as_raw_fd(), &errno.to_ne_bytes()).is_ok() && errno == 0 {
                 close_from(N as RawFd);
+                take_name();
                 job();
             }
             exit(0);
@@ -330,9 +328,6 @@ pub(super) fn settle_apart<const N: usize>(kept: [RawFd; N]) -> io::Result<()> {
         check(libc::setsid())?;
         // Where it may not go there, it only keeps a file system from being unmounted.
         libc::chdir(c"/".as_ptr());
-        // One that `pkill pglock` does not find; where it does, this is a guardian like any that is killed.
-        #[cfg(target_os = "linux")]
-        libc::prctl(libc::PR_SET_NAME, c"lock-guardian".as_ptr());
     }
     for (number, descriptor) in kept.into_iter().enumerate() {
         duplicate(descriptor, number as RawFd)?;
@@ -340,13 +335,22 @@ pub(super) fn settle_apart<const N: usize>(kept: [RawFd; N]) -> io::Result<()> {
     Ok(())
 }
 
+/// Takes a name that `pkill pglock` does not find. Whoever is found all the same is replaced as others are.
+fn take_name() {
+    #[cfg(target_os = "linux")]
+    // SAFETY: the string lives for ever.
+    unsafe {
+        libc::prctl(libc::PR_SET_NAME, c"lock-guardian".as_ptr());
+    }
+}
+
 impl Report {
-    /// Waits until the process has got there, which it mostly has by now.
+    /// Waits until the process has got there, for at most this long.
     ///
     /// # Errors
-    /// The system does not let it get there, or it has been killed.
-    pub fn wait(self) -> io::Result<()> {
-        let deadline = now() + SETTLING;
+    /// The system does not let it get there, or it has been killed; or it has not got there yet (`TimedOut`).
+    pub fn wait(&self, limit: Duration) -> io::Result<()> {
+        let deadline = now() + limit;
         let mut errno = [0; size_of::<i32>()];
         let count = loop {
             match read(self.0.as_raw_fd(), &mut errno) {

@@ -94,13 +94,29 @@ pub(super) fn close_from(first: RawFd) {
     if unsafe { libc::syscall(libc::SYS_close_range, first, c_int::MAX, 0) } == 0 {
         return;
     }
-    // SAFETY: as above.
-    unsafe {
-        let most = libc::sysconf(libc::_SC_OPEN_MAX).clamp(256, 1 << 20);
-        for descriptor in first..most as RawFd {
+    // SAFETY: the call takes a number only.
+    let most = unsafe { libc::sysconf(libc::_SC_OPEN_MAX) }.clamp(256, 1 << 20) as RawFd;
+    let close = |descriptor| {
+        // SAFETY: as above.
+        unsafe {
             libc::close(descriptor);
         }
+    };
+    match open_descriptors() {
+        Some(open) => open
+            .into_iter()
+            .filter(|open| *open >= first)
+            .for_each(close),
+        None => (first..most).for_each(close),
     }
+}
+
+/// The numbers that are open, where the system lists them: there may be a million that are not.
+fn open_descriptors() -> Option<Vec<RawFd>> {
+    let entries = std::fs::read_dir("/proc/self/fd").ok()?;
+    entries
+        .map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .collect()
 }
 
 /// The next byte of a pipe, `None` at its end.

@@ -137,8 +137,10 @@ pub fn set_default_variable(name: &CStr, value: &CStr) {
     // environment meanwhile.
     unsafe {
         let current = libc::getenv(name.as_ptr());
-        if current.is_null() || *current == 0 {
-            libc::setenv(name.as_ptr(), value.as_ptr(), 1);
+        let is_empty = current.is_null() || *current == 0;
+        if is_empty && libc::setenv(name.as_ptr(), value.as_ptr(), 1) == -1 {
+            // Without it libpq would connect to something else.
+            std::alloc::handle_alloc_error(std::alloc::Layout::for_value(value.to_bytes()));
         }
     }
 }
