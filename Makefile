@@ -1,4 +1,4 @@
-# What people and CI call. The work is done by cargo and the scripts in tests.
+# What people and CI call. The work is done by cargo and the scripts in tests/tools.
 
 # Homebrew keeps libpq where pkg-config does not look by itself.
 BREW := $(shell brew --prefix 2>/dev/null)
@@ -33,7 +33,7 @@ build:
 static_cflags := -O2 -fno-unwind-tables -fno-asynchronous-unwind-tables -fstack-protector-strong \
 	-U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=2
 static:
-	OPENSSL_SRC_PERL='$(CURDIR)/tests/openssl-perl' OPENSSL_CONFIG_DIR=/etc/ssl \
+	OPENSSL_SRC_PERL='$(CURDIR)/tests/tools/openssl-perl' OPENSSL_CONFIG_DIR=/etc/ssl \
 	CFLAGS_$(subst -,_,$(host))='$(static_cflags)' \
 	RUSTFLAGS='-C target-feature=+crt-static -C relocation-model=static -C force-unwind-tables=no' \
 		cargo build --release --locked --features static --target '$(host)' --target-dir '$(target)/static/build'
@@ -54,18 +54,18 @@ uninstall:
 	rm -f $(addprefix '$(DESTDIR)$(prefix)'/,bin/pglock $(man) $(completions))
 
 dist: static
-	@sh tests/dist.sh '$(target)' '$(host)'
+	@sh tests/tools/dist.sh '$(target)' '$(host)'
 
 setup:
-	@sh tests/setup.sh
+	@sh tests/tools/setup.sh
 
 # The build is a step of its own, not a prerequisite: it has to come after the set-up, under make -j too.
 demo: setup
 	@$(MAKE) --no-print-directory build
-	@sh tests/demo.sh
+	@sh tests/tools/demo.sh
 
 test: setup
-	@PG_BIN=$$(sh tests/setup.sh --pg-bin) && export PG_BIN && \
+	@PG_BIN=$$(sh tests/tools/setup.sh --pg-bin) && export PG_BIN && \
 	if command -v cargo-nextest >/dev/null 2>&1; then \
 		set -x; cargo nextest run --locked --config-file tests/nextest.toml $(ARGS); \
 	else \
@@ -74,29 +74,29 @@ test: setup
 
 # Apart from the others, for the static build takes minutes.
 test-static: setup static
-	@PG_BIN=$$(sh tests/setup.sh --pg-bin) && export PG_BIN && \
-	set -x; PGLOCK_STATIC='$(abspath $(target)/static/pglock)' cargo test --locked --test pglock -- shipping::the_static
+	@PG_BIN=$$(sh tests/tools/setup.sh --pg-bin) && export PG_BIN && \
+	set -x; PGLOCK_STATIC='$(abspath $(target)/static/pglock)' cargo test --locked --test pglock -- docs::shipping::the_static
 
 bench: setup static
-	@PG_BIN=$$(sh tests/setup.sh --pg-bin) && export PG_BIN && \
+	@PG_BIN=$$(sh tests/tools/setup.sh --pg-bin) && export PG_BIN && \
 	export PGLOCK_STATIC='$(abspath $(target)/static/pglock)' && cargo bench --locked --bench bench -- $(ARGS)
 
 test-versions: setup
-	@sh tests/versions.sh
+	@sh tests/tools/versions.sh
 
 test-matrix: setup
-	@sh tests/versions.sh full
+	@sh tests/tools/versions.sh full
 
 storm: setup
-	@PG_BIN=$$(sh tests/setup.sh --pg-bin) PGLOCK_STORM=full && export PG_BIN PGLOCK_STORM && \
-	set -x; cargo test --locked --test pglock -- --test-threads=1 --nocapture storms::a_storm
+	@PG_BIN=$$(sh tests/tools/setup.sh --pg-bin) PGLOCK_STORM=full && export PG_BIN PGLOCK_STORM && \
+	set -x; cargo test --locked --test pglock -- --test-threads=1 --nocapture servers::storms::a_storm
 
 chaos: setup
-	@PG_BIN=$$(sh tests/setup.sh --pg-bin) && export PG_BIN && \
+	@PG_BIN=$$(sh tests/tools/setup.sh --pg-bin) && export PG_BIN && \
 	set -x; cargo test --locked --test chaos -- run $(ARGS)
 
 fuzz: setup
-	@PG_BIN=$$(sh tests/setup.sh --pg-bin) && export PG_BIN && \
+	@PG_BIN=$$(sh tests/tools/setup.sh --pg-bin) && export PG_BIN && \
 	set -x; cargo test --locked --test fuzz -- run $(ARGS)
 
 clean:

@@ -1,38 +1,70 @@
-//! Black-box tests: the real program, a real PostgreSQL, real signals.
+//! Black-box tests: the real program, a real PostgreSQL, real signals. Each folder is a chapter of what the README promises.
 
 mod support;
 
-mod authentication;
-mod command;
-mod container;
-mod descriptors;
-mod failures;
-mod flags;
-mod floods;
-mod foreign;
-mod guardian;
 mod harness;
-mod help;
-mod lease;
-mod limits;
-mod locks;
-mod lookalikes;
-mod names;
-mod passwords;
-mod poolers;
-mod recipes;
-mod scenarios;
-mod settings;
-mod shared;
-mod shipping;
-mod signals;
-mod slots;
-mod standbys;
-mod status;
-mod statuses;
-mod storms;
-mod syscalls;
-mod terminal;
-mod tls;
-mod waiting;
-mod wakeups;
+
+/// What is asked of pglock.
+mod cli {
+    mod flags;
+    mod help;
+    mod settings;
+}
+
+/// Which lock it is, who gets it and who waits.
+#[expect(
+    clippy::module_inception,
+    reason = "the chapter begins with the lock itself"
+)]
+mod locks {
+    mod locks;
+    mod names;
+    mod scenarios;
+    mod shared;
+    mod slots;
+    mod status;
+    mod waiting;
+}
+
+/// When the lock is lost, and what becomes of the command then.
+#[expect(
+    clippy::module_inception,
+    reason = "the chapter begins with the lease itself"
+)]
+mod lease {
+    mod guardian;
+    mod lease;
+    mod wakeups;
+}
+
+/// The command and pglock as processes among others.
+mod process {
+    mod command;
+    mod container;
+    mod descriptors;
+    mod limits;
+    mod signals;
+    mod statuses;
+    mod syscalls;
+    mod terminal;
+}
+
+/// Which server, which pooler, and what they may do.
+mod servers {
+    mod authentication;
+    mod failures;
+    mod floods;
+    mod foreign;
+    mod lookalikes;
+    mod passwords;
+    mod poolers;
+    mod standbys;
+    mod storms;
+    mod tls;
+}
+
+/// What is told and shipped: it is so.
+mod docs {
+    mod recipes;
+    mod shipping;
+}

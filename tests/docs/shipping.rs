@@ -117,7 +117,11 @@ fn everything_is_installed_and_uninstalled() {
 fn the_archive_holds_everything_and_fits_its_sum() {
     let scratch = Scratch::new();
     let target = built(&scratch);
-    let words = ["tests/dist.sh", &target.display().to_string(), "machine"];
+    let words = [
+        "tests/tools/dist.sh",
+        &target.display().to_string(),
+        "machine",
+    ];
     let Some(_) = succeed("sh", &words) else {
         return;
     };

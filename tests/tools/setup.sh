@@ -2,12 +2,12 @@
 # Makes a machine ready to build and test pglock: says what is missing and installs it with the system's package
 # manager. Where nothing is missing it does and says nothing.
 #
-#   tests/setup.sh            install what is missing
-#   tests/setup.sh --pg-bin   print the folder of the PostgreSQL server's programs
+#   tests/tools/setup.sh            install what is missing
+#   tests/tools/setup.sh --pg-bin   print the folder of the PostgreSQL server's programs
 #
 # PG_BIN=dir names that folder; then no server is installed.
 set -eu
-root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
+root=$(CDPATH='' cd -- "$(dirname -- "$0")/../.." && pwd)
 
 die() {
     printf 'setup: %s\n' "$*" >&2

@@ -7,24 +7,18 @@
 //! has failed can be repeated; what comes of it also depends on how fast the three are.
 
 #[allow(dead_code, unused_imports)]
+#[path = "../support/mod.rs"]
 mod support;
 
-#[path = "fuzz/bend.rs"]
 mod bend;
-#[path = "fuzz/case.rs"]
 mod case;
-#[path = "fuzz/judge.rs"]
 mod judge;
-#[path = "fuzz/middle.rs"]
 mod middle;
-#[path = "fuzz/options.rs"]
 mod options;
 #[allow(dead_code)]
-#[path = "chaos/random.rs"]
+#[path = "../chaos/random.rs"]
 mod random;
-#[path = "fuzz/wire.rs"]
 mod wire;
-#[path = "fuzz/witness.rs"]
 mod witness;
 
 use std::path::PathBuf;

@@ -5,7 +5,7 @@
 #
 # PG_BIN=dir takes the server from another folder, PGLOCK_BIN=file another pglock.
 set -eu
-root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
+root=$(CDPATH='' cd -- "$(dirname -- "$0")/../.." && pwd)
 
 die() {
     printf 'demo: %s\n' "$*" >&2
@@ -16,7 +16,7 @@ cd "$root"
 pglock=${PGLOCK_BIN:-${CARGO_TARGET_DIR:-target}/release/pglock}
 [ -x "$pglock" ] || die "there is no $pglock: run 'make demo', which builds it first"
 pglock=$(CDPATH='' cd -- "$(dirname -- "$pglock")" && pwd)/${pglock##*/}
-pg_bin=$(sh tests/setup.sh --pg-bin)
+pg_bin=$(sh tests/tools/setup.sh --pg-bin)
 
 # The caller's own PostgreSQL must have no say in this.
 # shellcheck disable=SC2046 # a list of names

@@ -7,25 +7,17 @@
 //! and so measures how long it was.
 
 #[allow(dead_code, unused_imports)]
+#[path = "../support/mod.rs"]
 mod support;
 
-#[path = "chaos/arena.rs"]
 mod arena;
-#[path = "chaos/book.rs"]
 mod book;
-#[path = "chaos/fault.rs"]
 mod fault;
-#[path = "chaos/late.rs"]
 mod late;
-#[path = "chaos/options.rs"]
 mod options;
-#[path = "chaos/random.rs"]
 mod random;
-#[path = "chaos/report.rs"]
 mod report;
-#[path = "chaos/restarts.rs"]
 mod restarts;
-#[path = "chaos/witness.rs"]
 mod witness;
 
 use std::process::ExitCode;

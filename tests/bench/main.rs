@@ -1,11 +1,12 @@
 //! How fast pglock is, beside the least that is possible and beside other ways to do its job: `make bench`.
 //!
-//! The least is [`floor.c`](../tests/bench/floor.c), which speaks the protocol with no library. All contestants run by turns
+//! The least is [`floor.c`](floor.c), which speaks the protocol with no library. All contestants run by turns
 //! in one run, so that what else the machine does hits all of them; what counts is the median, and the median of the ratios
 //! to the floor's time in the same round. A contestant that is not installed is named. hyperfine, which times one contestant
 //! after the other and only whole runs, is asked for a second opinion.
 
 #[allow(dead_code, unused_imports)]
+#[path = "../support/mod.rs"]
 mod support;
 
 use std::fs;

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Packs the static program and what belongs to it: tests/dist.sh TARGET-FOLDER HOST-TRIPLE. Run by `make dist`.
+# Packs the static program and what belongs to it: tests/tools/dist.sh TARGET-FOLDER HOST-TRIPLE. Run by `make dist`.
 set -eu
 target=$1 host=$2
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
