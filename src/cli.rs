@@ -3,6 +3,7 @@
 mod completions;
 pub mod config;
 pub mod flags;
+pub mod help;
 mod man;
 mod variables;
 

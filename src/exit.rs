@@ -22,6 +22,55 @@ pub enum Exit {
     NotFound,
 }
 
+/// A row of the table of exit statuses.
+pub struct Row {
+    /// The status, or what it is one of.
+    pub status: &'static str,
+    /// What ends so; for the man page and the README, as a sentence that has yet to begin with a capital.
+    pub when: &'static str,
+    /// Its part of the one sentence that the help makes of all.
+    pub in_help: &'static str,
+}
+
+/// All statuses. The help and the man page are made from this table, and the README is held against it.
+pub const STATUSES: &[Row] = &[
+    Row {
+        status: "the command's own",
+        when: "it ran to its end",
+        in_help: "the command's own",
+    },
+    Row {
+        status: "128+N",
+        when: "signal N ended the command, or ended pglock before the command ran",
+        in_help: ", or 128+N if signal N ended it",
+    },
+    Row {
+        status: "0, or --conflict-exit-code",
+        when: "the lock was not obtained; the command did not run",
+        in_help: "; 0 (or the conflict exit code) if the lock was not obtained",
+    },
+    Row {
+        status: "124",
+        when: "the lock was lost and the command was stopped",
+        in_help: "; 124 if the lock was lost and the command was stopped",
+    },
+    Row {
+        status: "125",
+        when: "pglock itself failed: bad flag or variable, connection, server, lock call; the command did not run",
+        in_help: "; 125 if pglock itself failed",
+    },
+    Row {
+        status: "126",
+        when: "the command could not be executed",
+        in_help: "; 126 if the command could not be executed",
+    },
+    Row {
+        status: "127",
+        when: "the command was not found",
+        in_help: "; 127 if it was not found",
+    },
+];
+
 impl Exit {
     /// The status for the shell.
     pub fn status(self) -> u8 {
@@ -59,6 +108,26 @@ impl Exit {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_status_of_pglock_s_own_is_in_the_table_and_the_table_says_no_other() {
+        let own = [
+            Exit::Lost,
+            Exit::Failed,
+            Exit::NotExecutable,
+            Exit::NotFound,
+        ];
+        let own = own.map(|exit| exit.status().to_string());
+        let rows = STATUSES
+            .iter()
+            .filter(|row| row.status.parse::<u8>().is_ok());
+        let rows: Vec<&str> = rows.map(|row| row.status).collect();
+        assert_eq!(rows, own);
+        for row in STATUSES {
+            let first = row.status.split(',').next().unwrap_or_default();
+            assert!(row.in_help.contains(first), "{}", row.in_help);
+        }
+    }
 
     #[test]
     fn only_a_command_that_exited_with_0_is_a_success() {

@@ -45,7 +45,7 @@ fn run(arguments: Vec<OsString>) -> u8 {
         secrets::note_variable(&name.to_string_lossy(), &value.to_string_lossy());
     }
     let exit = match config::read(arguments, &variables) {
-        Ok(Request::Help) => print(&cli::flags::help()),
+        Ok(Request::Help) => print(&cli::help::help()),
         Ok(Request::Version) => print(&version()),
         Ok(Request::Generate(what)) => generate(&what),
         Ok(Request::Status(config)) => show_status(&config, start),

@@ -343,62 +343,6 @@ impl Flag {
             Value::Ports => "uint16",
         }
     }
-
-    /// Its name and type word, as in `--wait uint32`.
-    fn synopsis(&self) -> String {
-        format!("--{} {}", self.name, self.type_word())
-            .trim_end()
-            .to_owned()
-    }
-}
-
-/// The text of `--help`.
-pub fn help() -> String {
-    let mut text = String::from(
-        "pglock runs a command while holding a lock in a PostgreSQL database.
-Any concurrent invocations that fail to obtain a lock will not run
-the given command and will exit with return code 0.
-
-The flags below can be configured as environment variables with the PGLOCK_ prefix.
-PGLOCK_PASS needs to be configured to authenticate to the database.
-",
-    );
-    for (group, title) in GROUPS {
-        let flags = || FLAGS.iter().filter(|flag| flag.group == *group);
-        let width = flags().map(|flag| flag.synopsis().len()).max().unwrap_or(0);
-        text.push('\n');
-        if !title.is_empty() {
-            text.push_str(&format!("{title}:\n"));
-        }
-        for flag in flags() {
-            let short = flag
-                .short
-                .map_or("      ".to_owned(), |c| format!("  -{c}, "));
-            let default = match (flag.default, flag.value) {
-                (None, _) => String::new(),
-                (Some(text), Value::Text | Value::Choice(_)) => format!(" (default {text:?})"),
-                (Some(text), _) => format!(" (default {text})"),
-            };
-            let synopsis = flag.synopsis();
-            text.push_str(&format!(
-                "{short}{synopsis:width$}   {}{default}\n",
-                flag.help
-            ));
-        }
-    }
-    text.push_str(
-        "
-Usage:
-  pglock [flags] [--] command [arg ...]
-  pglock --status [flags]
-
-Exit status: the command's own, or 128+N if signal N ended it; 0 (or the
-conflict exit code) if the lock was not obtained; 124 if the lock was lost and
-the command was stopped; 125 if pglock itself failed; 126 if the command could
-not be executed; 127 if it was not found.
-",
-    );
-    text
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! The man page, made from the table of flags.
 
 use crate::cli::flags::{FLAGS, GROUPS, Value};
+use crate::exit::STATUSES;
 
 /// The man page, in the macros of man(7).
 pub fn man() -> String {
@@ -97,31 +98,17 @@ Under
 .BR \\-\\-fence ,
 the fencing token: a positive integer, larger for every later holder.
 .SH EXIT STATUS
-.TP
-.I the command's own
-It ran to its end.
-.TP
-.I 128+N
-Signal N ended the command, or ended
-.B pglock
-before the command ran.
-.TP
-.BR 0 ,\\  or\\  \\-\\-conflict\\-exit\\-code
-The lock was not obtained; the command did not run.
-.TP
-.B 124
-The lock was lost and the command was stopped.
-.TP
-.B 125
-.B pglock
-itself failed; the command did not run.
-.TP
-.B 126
-The command could not be executed.
-.TP
-.B 127
-The command was not found.
-.SH EXAMPLES
+",
+    );
+    for row in STATUSES {
+        page.push_str(&format!(
+            ".TP\n\\fB{}\\fR\n{}.\n",
+            escape(row.status),
+            escape(&capital(row.when)).replace("pglock", "\\fBpglock\\fR")
+        ));
+    }
+    page.push_str(
+        ".SH EXAMPLES
 .nf
 pglock \\-\\-host db \\-\\-user backup \\-\\-lockname nightly\\-backup backup.sh
 pglock \\-\\-host db \\-\\-user deploy \\-\\-wait 600 \\-\\-lockid 7 ./migrate up
@@ -134,4 +121,15 @@ pglock \\-\\-host db \\-\\-user ops \\-\\-status
 ",
     );
     page
+}
+
+/// A text with a capital at its beginning, unless that is the name of the program.
+fn capital(text: &str) -> String {
+    let mut letters = text.chars();
+    match letters.next() {
+        Some(first) if !text.starts_with("pglock") => {
+            first.to_uppercase().collect::<String>() + letters.as_str()
+        }
+        _ => text.to_owned(),
+    }
 }
