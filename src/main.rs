@@ -47,7 +47,7 @@ fn run(arguments: Vec<OsString>) -> u8 {
     let exit = match config::read(arguments, &variables) {
         Ok(Request::Help) => print(&cli::help::help()),
         Ok(Request::Version) => print(&version()),
-        Ok(Request::Generate(what)) => generate(&what),
+        Ok(Request::Generate(asset)) => print(&cli::generate(asset)),
         Ok(Request::Status(config)) => show_status(&config, start),
         Ok(Request::Run(config)) => hold_and_run(&config, start),
         Err(error) => {
@@ -149,14 +149,6 @@ fn print(text: &str) -> Exit {
             log.error(format_args!("could not write to standard output: {error}"));
             Exit::Failed
         }
-    }
-}
-
-/// Prints the man page or a shell's completions.
-fn generate(what: &str) -> Exit {
-    match cli::generate(what) {
-        Some(text) => print(&text),
-        None => Exit::Failed,
     }
 }
 

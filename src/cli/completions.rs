@@ -1,6 +1,6 @@
 //! The shells' completions, made from the table of flags.
 
-use crate::cli::flags::{FLAGS, Flag, Value};
+use crate::cli::flags::{FLAGS, Flag, ValueType};
 
 /// All spellings of a flag.
 fn spellings(flag: &Flag) -> Vec<String> {
@@ -15,8 +15,8 @@ pub fn bash() -> String {
         FLAGS
             .iter()
             .filter(|flag| match flag.value {
-                Value::Switch => false,
-                Value::Choice(_) => choice,
+                ValueType::Switch => false,
+                ValueType::Choice(_) => choice,
                 _ => !choice,
             })
             .collect()
@@ -29,13 +29,10 @@ pub fn bash() -> String {
     let choices: String = with_value(true)
         .iter()
         .map(|flag| {
-            let Value::Choice(words) = flag.value else {
-                return String::new();
-            };
             format!(
                 "            --{}) COMPREPLY=($(compgen -W '{}' -- \"$current\")); return ;;\n",
                 flag.name,
-                words.join(" ")
+                flag.words().join(" ")
             )
         })
         .collect();
@@ -102,8 +99,8 @@ _arguments -S -s \\
             .replace(']', "\\]")
             .replace(':', "\\:");
         let value = match flag.value {
-            Value::Switch => String::new(),
-            Value::Choice(words) => format!(":{}:({})", flag.type_word(), words.join(" ")),
+            ValueType::Switch => String::new(),
+            ValueType::Choice(_) => format!(":{}:({})", flag.type_word(), flag.words().join(" ")),
             _ => format!(":{}: ", flag.type_word()),
         };
         // The value may be a word of its own, or follow after a =.
@@ -129,7 +126,7 @@ pub fn fish() -> String {
                 .short
                 .map_or(String::new(), |letter| format!("{letter}/"));
             let value = match flag.value {
-                Value::Switch => "",
+                ValueType::Switch => "",
                 _ => "=",
             };
             format!("{short}{}{value}", flag.name)
@@ -155,8 +152,8 @@ end
             .short
             .map_or(String::new(), |letter| format!(" -s {letter}"));
         let value = match flag.value {
-            Value::Switch => String::new(),
-            Value::Choice(words) => format!(" -x -a '{}'", words.join(" ")),
+            ValueType::Switch => String::new(),
+            ValueType::Choice(_) => format!(" -x -a '{}'", flag.words().join(" ")),
             _ => " -x".to_owned(),
         };
         let help = flag.help.replace('\\', "\\\\").replace('\'', "\\'");

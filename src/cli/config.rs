@@ -7,10 +7,10 @@
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::os::unix::ffi::OsStrExt;
-use std::str::FromStr;
 use std::time::Duration;
 
-use crate::cli::flags::{FLAGS, Flag, Id, PASSWORD, Value};
+use crate::cli::flags::{Asset, FLAGS, Flag, Id, Meaning, OnLoss, PASSWORD, Value, ValueType};
+use crate::cli::values;
 use crate::cli::variables::{self, PREFIX, Role};
 use crate::lease::{LONGEST_TTL, Terms};
 use crate::lock::Name;
@@ -20,17 +20,14 @@ use crate::secrets;
 /// An attempt looks at each slot in turn, and holds a snapshot meanwhile.
 const MOST_SLOTS: u32 = 10_000;
 
-/// What the URIs begin with that libpq understands.
-pub const URI_SCHEMES: [&str; 2] = ["postgresql://", "postgres://"];
-
 /// What the command line asks for.
 pub enum Request {
     /// `--help`.
     Help,
     /// `--version`.
     Version,
-    /// `--generate`: the man page, or the completions of this shell.
-    Generate(String),
+    /// `--generate`.
+    Generate(Asset),
     /// `--status`: of this lock, or of all.
     Status(Box<Config>),
     /// Run a command.
@@ -103,9 +100,9 @@ pub enum Wait {
 
 /// What is wrong with a flag or a variable: one line that names it and its value.
 #[derive(Debug)]
-pub struct Error(String);
+pub struct UsageError(String);
 
-impl fmt::Display for Error {
+impl fmt::Display for UsageError {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         f.write_str(&self.0)
     }
@@ -118,8 +115,8 @@ impl fmt::Display for Error {
 pub fn read(
     arguments: Vec<OsString>,
     environment: &[(OsString, OsString)],
-) -> Result<Request, Error> {
-    let mut words = Words::default();
+) -> Result<Request, UsageError> {
+    let mut given = AllGiven::default();
     let mut command = Vec::new();
     let mut parser = lexopt::Parser::from_args(arguments);
     while let Some(argument) = parser.next().map_err(stray)? {
@@ -139,134 +136,131 @@ pub fn read(
             }
         };
         let Some(flag) = flag else {
-            return Err(Error(format!(
+            return Err(UsageError(format!(
                 "unknown flag {}; see pglock --help",
                 secrets::before_marks(&spelling).escape_debug()
             )));
         };
-        let value = if flag.value == Value::Switch {
-            if let Some(value) = parser.optional_value() {
-                return Err(Error(format!(
-                    "{spelling}: takes no value, but was given {:?}",
-                    secrets::shown(&value.to_string_lossy())
-                )));
+        let value = value_after(flag, &spelling, &mut parser)?;
+        match (flag.id, value) {
+            (Id::Help, _) => return Ok(Request::Help),
+            (Id::Version, _) => return Ok(Request::Version),
+            (_, Value::Choice((_, Meaning::Asset(asset)))) => {
+                return Ok(Request::Generate(asset));
             }
-            OsString::from("true")
-        } else {
-            parser
-                .value()
-                .map_err(|_| Error(format!("{spelling}: its value is missing")))?
-        };
-        match flag.id {
-            Id::Help => return Ok(Request::Help),
-            Id::Version => return Ok(Request::Version),
-            Id::Generate => return Ok(Request::Generate(checked(flag, &value, &spelling)?)),
-            _ => words.give(flag, &value, Source::Flag, &spelling)?,
+            (_, value) => given.take(flag, value, Source::Flag, &spelling),
         }
     }
-
-    let mut passed_over = Vec::new();
-    for (name, value) in environment {
-        if !name.as_bytes().starts_with(PREFIX.as_bytes()) || value.is_empty() {
-            continue;
-        }
-        let name = name.to_string_lossy();
-        match variables::role(&name, &value.to_string_lossy()) {
-            Role::Flag(id) => words.give(Flag::of(id), value, Source::Variable, &name)?,
-            Role::Own => {}
-            Role::Other => passed_over.push(name.into_owned()),
-            // Without its value: PGLOCK_PASSWORD, say, holds what was meant for PGLOCK_PASS.
-            Role::Mistaken(meant) => {
-                return Err(Error(format!(
-                    "unknown variable {}: did you mean {meant}?",
-                    name.escape_debug()
-                )));
-            }
-        }
-    }
-
-    words.exclude(Id::Block, Id::Wait)?;
-    words.exclude(Id::Quiet, Id::Verbose)?;
-    words.exclude(Id::Lockname, Id::Lockid)?;
-    words.check_slots()?;
+    let passed_over = given.take_variables(environment)?;
+    given.exclude(Id::Block, Id::Wait)?;
+    given.exclude(Id::Quiet, Id::Verbose)?;
+    given.exclude(Id::Lockname, Id::Lockid)?;
+    given.check_slots()?;
+    given.check_command(&command)?;
     let password = environment
         .iter()
         .find(|(name, value)| name == PASSWORD && !value.is_empty())
         .map(|(_, value)| value.clone());
-    let shows_status = words.is_given(Id::Status);
-    match command.first() {
-        Some(word) if shows_status => {
-            return Err(Error(format!(
-                "{} takes no command, but was given {:?}",
-                words.origin(Id::Status),
-                secrets::shown(&word.to_string_lossy())
-            )));
-        }
-        None if !shows_status => {
-            return Err(Error(
-                "no command given: pglock [flags] [--] command [arg ...]; see pglock --help"
-                    .to_owned(),
-            ));
-        }
-        _ => {}
-    }
-    let config = Box::new(words.config(command, password, passed_over)?);
-    Ok(if shows_status {
+    let config = Box::new(given.config(command, password, passed_over)?);
+    Ok(if given.is_given(Id::Status) {
         Request::Status(config)
     } else {
         Request::Run(config)
     })
 }
 
-/// Where a word was given. A flag is stronger than a variable.
+/// The value that follows a flag on the command line.
+fn value_after(
+    flag: &Flag,
+    spelling: &str,
+    parser: &mut lexopt::Parser,
+) -> Result<Value, UsageError> {
+    if flag.value != ValueType::Switch {
+        let text = parser
+            .value()
+            .map_err(|_| UsageError(format!("{spelling}: its value is missing")))?;
+        return parsed(flag, &text, spelling);
+    }
+    match parser.optional_value() {
+        None => Ok(Value::Switch(true)),
+        Some(text) => Err(UsageError(format!(
+            "{spelling}: takes no value, but was given {:?}",
+            secrets::shown(&text.to_string_lossy())
+        ))),
+    }
+}
+
+/// Where a value was given. A flag is stronger than a variable.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Source {
     Flag,
     Variable,
 }
 
-/// A checked word, and where it was given.
-struct Word {
-    text: String,
+/// A value, and where it was given.
+struct Given {
+    value: Value,
     source: Source,
     spelling: String,
 }
 
-/// The words given, one place for each flag.
+/// The values given, one place for each flag. A switch that is off is not given.
 #[derive(Default)]
-struct Words([Option<Word>; FLAGS.len()]);
+struct AllGiven([Option<Given>; FLAGS.len()]);
 
-impl Words {
-    /// Checks a value and takes it, unless a stronger source has spoken. Of two flags the last wins.
-    fn give(
-        &mut self,
-        flag: &Flag,
-        value: &OsStr,
-        source: Source,
-        spelling: &str,
-    ) -> Result<(), Error> {
-        let text = checked(flag, value, spelling)?;
+impl AllGiven {
+    /// Takes a value, unless a stronger source has spoken. Of two flags the last wins.
+    fn take(&mut self, flag: &Flag, value: Value, source: Source, spelling: &str) {
         let place = &mut self.0[flag.id as usize];
         if source == Source::Variable && place.is_some() {
-            return Ok(());
+            return;
         }
-        let off = flag.value == Value::Switch && text == "false";
-        *place = (!off).then(|| Word {
-            text,
+        *place = (value != Value::Switch(false)).then(|| Given {
+            value,
             source,
             spelling: spelling.to_owned(),
         });
-        Ok(())
+    }
+
+    /// Takes what the variables say. Returns the names of those that are not pglock's although they begin as its own do.
+    fn take_variables(
+        &mut self,
+        environment: &[(OsString, OsString)],
+    ) -> Result<Vec<String>, UsageError> {
+        let mut passed_over = Vec::new();
+        for (name, value) in environment {
+            if !name.as_bytes().starts_with(PREFIX.as_bytes()) || value.is_empty() {
+                continue;
+            }
+            let name = name.to_string_lossy();
+            match variables::role(&name, &value.to_string_lossy()) {
+                Role::Flag(id) => {
+                    let flag = Flag::of(id);
+                    let value = parsed(flag, value, &name)?;
+                    self.take(flag, value, Source::Variable, &name);
+                }
+                Role::Own => {}
+                Role::Other => passed_over.push(name.into_owned()),
+                // Without its value: PGLOCK_PASSWORD, say, holds what was meant for PGLOCK_PASS.
+                Role::Mistaken(meant) => {
+                    return Err(UsageError(format!(
+                        "unknown variable {}: did you mean {meant}?",
+                        name.escape_debug()
+                    )));
+                }
+            }
+        }
+        Ok(passed_over)
     }
 
     /// Sees to it that of two flags that exclude each other only one stays: the flag where the other
     /// comes from a variable.
-    fn exclude(&mut self, one: Id, other: Id) -> Result<(), Error> {
+    fn exclude(&mut self, one: Id, other: Id) -> Result<(), UsageError> {
         let (Some(a), Some(b)) = (&self.0[one as usize], &self.0[other as usize]) else {
             return Ok(());
         };
         if a.source == b.source {
-            return Err(Error(format!(
+            return Err(UsageError(format!(
                 "{} and {} exclude each other; give one of them",
                 a.spelling, b.spelling
             )));
@@ -280,8 +274,11 @@ impl Words {
         Ok(())
     }
 
+    /// What was given for a flag, in the spelling that libpq takes too.
     fn text(&self, id: Id) -> Option<String> {
-        self.0[id as usize].as_ref().map(|word| word.text.clone())
+        self.0[id as usize]
+            .as_ref()
+            .map(|given| given.value.to_string())
     }
 
     /// Whether a switch is on, or any other flag given.
@@ -289,43 +286,70 @@ impl Words {
         self.0[id as usize].is_some()
     }
 
-    /// A checked number, or the default of the table. What is neither, which cannot be, does not become a number that
-    /// might turn the lease off or take another lock.
-    fn number<T: FromStr>(&self, id: Id) -> Result<T, Error> {
-        let given = self.0[id as usize].as_ref().map(|word| word.text.as_str());
-        given
-            .or(Flag::of(id).default)
-            .and_then(|text| text.parse().ok())
-            .ok_or_else(|| Error(format!("{} is not a number in its range", self.origin(id))))
+    /// The value that is in force: the one given, or the default of the table.
+    fn value(&self, id: Id) -> Option<&Value> {
+        let given = self.0[id as usize].as_ref().map(|given| &given.value);
+        given.or(Flag::of(id).default.as_ref())
+    }
+
+    /// A number that is in force. What is none, which cannot be, does not become a number that might turn the lease off or take
+    /// another lock.
+    fn number<T: TryFrom<u32>>(&self, id: Id) -> Result<T, UsageError> {
+        let number = match self.value(id) {
+            Some(Value::Number(number)) => T::try_from(*number).ok(),
+            _ => None,
+        };
+        number
+            .ok_or_else(|| UsageError(format!("{} is not a number in its range", self.origin(id))))
+    }
+
+    /// Whether the command may run on without its lock.
+    fn continues_on_loss(&self) -> bool {
+        let continues = Meaning::OnLoss(OnLoss::Continue);
+        matches!(self.value(Id::OnLoss), Some(Value::Choice((_, meaning))) if *meaning == continues)
     }
 
     /// How a value that is in force was given: `--ttl 15`, `PGLOCK_TTL=15`, `--ttl 15 (the default)`.
     fn origin(&self, id: Id) -> String {
         let flag = Flag::of(id);
-        match &self.0[id as usize] {
-            Some(word) if word.source == Source::Variable => {
-                format!("{}={}", word.spelling, word.text)
+        match (&self.0[id as usize], &flag.default) {
+            (Some(given), _) if given.source == Source::Variable => {
+                format!("{}={}", given.spelling, given.value)
             }
-            Some(word) if flag.value == Value::Switch => word.spelling.clone(),
-            Some(word) => format!("{} {}", word.spelling, word.text),
-            None => {
-                let default = flag.default.unwrap_or_default();
-                format!("--{} {default} (the default)", flag.name)
-            }
+            (Some(given), _) if flag.value == ValueType::Switch => given.spelling.clone(),
+            (Some(given), _) => format!("{} {}", given.spelling, given.value),
+            (None, Some(default)) => format!("--{} {default} (the default)", flag.name),
+            (None, None) => format!("--{}", flag.name),
+        }
+    }
+
+    /// A command is given, unless the status is to be shown.
+    fn check_command(&self, command: &[OsString]) -> Result<(), UsageError> {
+        match command.first() {
+            Some(word) if self.is_given(Id::Status) => Err(UsageError(format!(
+                "{} takes no command, but was given {:?}",
+                self.origin(Id::Status),
+                secrets::shown(&word.to_string_lossy())
+            ))),
+            None if !self.is_given(Id::Status) => Err(UsageError(
+                "no command given: pglock [flags] [--] command [arg ...]; see pglock --help"
+                    .to_owned(),
+            )),
+            _ => Ok(()),
         }
     }
 
     /// Slots are at least one, and several are each exclusive.
-    fn check_slots(&self) -> Result<(), Error> {
+    fn check_slots(&self) -> Result<(), UsageError> {
         let slots: u32 = self.number(Id::Slots)?;
         if slots == 0 || slots > MOST_SLOTS {
-            return Err(Error(format!(
+            return Err(UsageError(format!(
                 "{} is not from 1 to {MOST_SLOTS}",
                 self.origin(Id::Slots)
             )));
         }
         if slots > 1 && self.is_given(Id::Shared) {
-            return Err(Error(format!(
+            return Err(UsageError(format!(
                 "{} and {} exclude each other: a slot has one holder",
                 self.origin(Id::Slots),
                 self.origin(Id::Shared)
@@ -335,14 +359,14 @@ impl Words {
     }
 
     /// The lease, if there is one and it can be kept.
-    fn terms(&self) -> Result<Option<Terms>, Error> {
+    fn terms(&self) -> Result<Option<Terms>, UsageError> {
         let ttl = Duration::from_secs(self.number(Id::Ttl)?);
         let grace = Duration::from_secs(self.number(Id::Grace)?);
         if ttl.is_zero() {
             return Ok(None);
         }
         if ttl > LONGEST_TTL {
-            return Err(Error(format!(
+            return Err(UsageError(format!(
                 "{} is longer than a server can keep: at most {}",
                 self.origin(Id::Ttl),
                 LONGEST_TTL.as_secs()
@@ -350,7 +374,7 @@ impl Words {
         }
         Terms::new(ttl, grace).map(Some).map_err(|most| {
             let (ttl, grace) = (self.origin(Id::Ttl), self.origin(Id::Grace));
-            Error(match most {
+            UsageError(match most {
                 Some(most) => format!(
                     "{grace} leaves no room for a late answer of the server in {ttl}: at most --grace {most}"
                 ),
@@ -364,13 +388,13 @@ impl Words {
         command: Vec<OsString>,
         password: Option<OsString>,
         passed_over: Vec<String>,
-    ) -> Result<Config, Error> {
+    ) -> Result<Config, UsageError> {
         Ok(Config {
             server: Server {
                 database: self.text(Id::Database),
                 database_source: self.0[Id::Database as usize]
                     .as_ref()
-                    .map_or_else(String::new, |word| word.spelling.clone()),
+                    .map_or_else(String::new, |given| given.spelling.clone()),
                 host: self.text(Id::Host),
                 port: self.text(Id::Port),
                 user: self.text(Id::User),
@@ -398,7 +422,7 @@ impl Words {
             conflict_exit_code: self.number(Id::ConflictExitCode)?,
             terms: self.terms()?,
             grace: Duration::from_secs(self.number(Id::Grace)?),
-            kill_on_loss: self.text(Id::OnLoss).as_deref() != Some("continue"),
+            kill_on_loss: !self.continues_on_loss(),
             fence: self.is_given(Id::Fence),
             verbosity: if self.is_given(Id::Quiet) {
                 Verbosity::Quiet
@@ -413,118 +437,23 @@ impl Words {
     }
 }
 
-/// As [`check`], with an error that is a whole line.
-fn checked(flag: &Flag, value: &OsStr, spelling: &str) -> Result<String, Error> {
-    check(flag, value).map_err(|wrong| {
+/// As [`values::parse`], with an error that is a whole line.
+fn parsed(flag: &Flag, value: &OsStr, spelling: &str) -> Result<Value, UsageError> {
+    values::parse(flag, value).map_err(|wrong| {
         let value = value.to_string_lossy();
         let value = match flag.id {
             Id::Database => secrets::HIDDEN,
             _ => secrets::shown(&value),
         };
         let value = secrets::mask(&format!("{value:?}"));
-        Error(format!("{spelling}: {value} {wrong}"))
+        UsageError(format!("{spelling}: {value} {wrong}"))
     })
-}
-
-/// Checks one value against what its flag takes; the error ends the sentence that the value begins.
-pub fn check(flag: &Flag, value: &OsStr) -> Result<String, String> {
-    let text = value.to_str().ok_or("is not UTF-8")?;
-    if text.is_empty() {
-        return Err("is empty".to_owned());
-    }
-    match flag.value {
-        Value::Text if flag.id == Id::Host => check_host(text),
-        Value::Text if flag.id == Id::User => check_user(text),
-        Value::Text if flag.id == Id::Database && !is_connection_string(text) => {
-            check_database(text)
-        }
-        Value::Text => Ok(text.to_owned()),
-        Value::Switch => match text.to_ascii_lowercase().as_str() {
-            "true" | "1" | "yes" => Ok("true".to_owned()),
-            "false" | "0" | "no" => Ok("false".to_owned()),
-            _ => Err("is neither true, 1, yes nor false, 0, no".to_owned()),
-        },
-        Value::Choice(words) if words.contains(&text) => Ok(text.to_owned()),
-        Value::Choice(words) => Err(format!("is not one of {}", words.join(", "))),
-        Value::Number(max) => whole_number(text)
-            .filter(|number| *number <= max)
-            .map(|number| number.to_string())
-            .ok_or_else(|| format!("is not a whole number from 0 to {max}")),
-        Value::Ports => text
-            .split(',')
-            .all(|port| {
-                // In a list an empty place stands for the default.
-                (port.is_empty() && text.contains(','))
-                    || whole_number(port)
-                        .is_some_and(|port| (1..=u32::from(u16::MAX)).contains(&port))
-            })
-            .then(|| text.to_owned())
-            .ok_or_else(|| "is not a port from 1 to 65535, nor a list of them".to_owned()),
-    }
-}
-
-/// libpq's own rule for what `dbname` takes.
-pub fn is_connection_string(text: &str) -> bool {
-    URI_SCHEMES.iter().any(|scheme| text.starts_with(scheme)) || text.contains('=')
-}
-
-/// Checks the name of a database. One that looks like another library's connection string would be shown, and go to the
-/// server and its log, with the password in it.
-pub fn check_database(text: &str) -> Result<String, String> {
-    if text.contains("://") {
-        return Err("is a URI, and not one of postgresql://".to_owned());
-    }
-    check_name(text).map_err(|()| {
-        "is neither a name, nor key=value, nor postgresql://...; an odd name goes as dbname=..."
-            .to_owned()
-    })
-}
-
-/// Checks the name of a user, likewise.
-pub fn check_user(text: &str) -> Result<String, String> {
-    check_name(text).map_err(|()| {
-        "is more than a user's name; an odd name goes to --database, as user=...".to_owned()
-    })
-}
-
-fn check_name(text: &str) -> Result<String, ()> {
-    if text.contains([':', ';', '=']) || secrets::is_string(text) {
-        return Err(());
-    }
-    Ok(text.to_owned())
-}
-
-/// Checks a host, or a list of them; in a list an empty place stands for the default.
-pub fn check_host(text: &str) -> Result<String, String> {
-    let is_one = |host: &str| match host.strip_prefix(['/', '@']) {
-        // The directory of a socket, or a socket without one.
-        Some(path) => {
-            let is_string = path.contains(':') && path.contains('@');
-            !is_string && !path.contains([';', '='])
-        }
-        None => !host.contains(['@', ':', ';', '=', '/']) || secrets::is_address(host),
-    };
-    if text.contains("://") {
-        Err("is a URI, which goes to --database".to_owned())
-    } else if text.split(',').all(is_one) {
-        Ok(text.to_owned())
-    } else {
-        Err("is no name, address or directory; a port goes to --port".to_owned())
-    }
-}
-
-/// Digits only: `str::parse` alone would take a sign as well.
-fn whole_number(text: &str) -> Option<u32> {
-    text.bytes()
-        .all(|byte| byte.is_ascii_digit())
-        .then(|| text.parse().ok())
-        .flatten()
 }
 
 /// What lexopt finds wrong by itself: a switch's letter with a value, say.
-fn stray(error: lexopt::Error) -> Error {
+fn stray(error: lexopt::Error) -> UsageError {
     let error = error.to_string();
-    Error(format!("{}; see pglock --help", error.escape_debug()))
+    UsageError(format!("{}; see pglock --help", error.escape_debug()))
 }
 
 #[cfg(test)]
@@ -697,27 +626,62 @@ mod tests {
     }
 
     #[test]
-    fn a_number_that_got_past_the_check_is_an_error_and_not_another_number() {
-        for (id, text) in [
-            (Id::Lockid, "x"),
-            (Id::Wait, "4294967296"),
-            (Id::Slots, ""),
-            (Id::ConflictExitCode, "256"),
-            (Id::Ttl, "-1"),
-            (Id::Grace, "5 s"),
+    fn a_value_of_another_type_is_an_error_and_not_another_number() {
+        let text = || Value::Text("7".into());
+        for (id, value) in [
+            (Id::Lockid, text()),
+            (Id::Wait, Value::Switch(true)),
+            (Id::Slots, text()),
+            (Id::ConflictExitCode, Value::Number(256)),
+            (Id::Ttl, text()),
+            (Id::Grace, text()),
         ] {
-            let mut words = Words::default();
-            words.0[id as usize] = Some(Word {
-                text: text.to_owned(),
-                source: Source::Flag,
-                spelling: format!("--{}", Flag::of(id).name),
-            });
-            let error = words
-                .config(Vec::new(), None, Vec::new())
-                .err()
-                .map(|e| e.to_string());
-            let name = Flag::of(id).name;
-            assert!(error.is_some_and(|e| e.contains(name)), "--{name} {text:?}");
+            let mut given = AllGiven::default();
+            let spelling = format!("--{}", Flag::of(id).name);
+            given.take(Flag::of(id), value, Source::Flag, &spelling);
+            let config = given.config(Vec::new(), None, Vec::new());
+            let error = config.err().map(|error| error.to_string());
+            assert!(error.is_some_and(|e| e.contains(&spelling)), "{spelling}");
+        }
+        let mut given = AllGiven::default();
+        given.take(Flag::of(Id::OnLoss), text(), Source::Flag, "--on-loss");
+        assert!(!given.continues_on_loss());
+    }
+
+    #[test]
+    fn a_word_means_what_it_says() {
+        for (word, kills) in [("kill", true), ("continue", false)] {
+            let config = config(&["--on-loss", word, "true"], &[]).unwrap();
+            assert_eq!(config.kill_on_loss, kills, "{word}");
+        }
+        assert!(config(&["true"], &[]).unwrap().kill_on_loss);
+        for (word, asset) in [
+            ("man", Asset::ManPage),
+            ("bash", Asset::BashCompletions),
+            ("zsh", Asset::ZshCompletions),
+            ("fish", Asset::FishCompletions),
+        ] {
+            let request = read(vec!["--generate".into(), word.into()], &[]);
+            assert!(
+                matches!(request, Ok(Request::Generate(given)) if given == asset),
+                "{word}"
+            );
+        }
+    }
+
+    #[test]
+    fn ports_are_a_number_or_a_list_with_places_left_empty() {
+        for (text, port) in [
+            ("5432", "5432"),
+            ("05432", "5432"),
+            ("1,,65535", "1,,65535"),
+            (",", ","),
+        ] {
+            let config = config(&["--port", text, "true"], &[]).unwrap();
+            assert_eq!(config.server.port.as_deref(), Some(port));
+        }
+        for text in ["0", "65536", "1,0", "1,x", "4294967296", "-1", " "] {
+            assert!(config(&["--port", text, "true"], &[]).is_err(), "{text}");
         }
     }
 

@@ -1,19 +1,84 @@
 //! The one table of flags. The parser, the help text and whatever else describes the command line
 //! are made from it, so that none of them can say what another does not.
 
+use std::borrow::Cow;
+use std::fmt;
+
 /// What a flag takes as its value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Value {
+pub enum ValueType {
     /// Nothing on the command line; true or false in the environment.
     Switch,
     /// Text, not empty.
     Text,
-    /// Text, one of these words.
-    Choice(&'static [&'static str]),
+    /// One of these words.
+    Choice(&'static [Choice]),
     /// A whole number from 0 to this one, 2^n - 1.
     Number(u32),
     /// A port number, or a list of them to match a list of hosts.
     Ports,
+}
+
+/// A value as its flag takes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(missing_docs)] // as in `ValueType`
+pub enum Value {
+    Switch(bool),
+    Text(Cow<'static, str>),
+    Choice(Choice),
+    Number(u32),
+    /// In a list an empty place stands for the default.
+    Ports(Cow<'static, [Option<u16>]>),
+}
+
+/// In the spelling of the command line, which is libpq's too.
+impl fmt::Display for Value {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Self::Switch(on) => on.fmt(f),
+            Self::Text(text) => text.fmt(f),
+            Self::Choice((word, _)) => word.fmt(f),
+            Self::Number(number) => number.fmt(f),
+            Self::Ports(ports) => {
+                let texts = ports
+                    .iter()
+                    .map(|port| port.map_or(String::new(), |port| port.to_string()));
+                texts.collect::<Vec<_>>().join(",").fmt(f)
+            }
+        }
+    }
+}
+
+/// A word that a flag takes, and what it means.
+pub type Choice = (&'static str, Meaning);
+
+/// What a word means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Meaning {
+    /// What it means to libpq.
+    SslMode,
+    /// What to do when the lock is lost.
+    OnLoss(OnLoss),
+    /// What to print.
+    Asset(Asset),
+}
+
+/// What becomes of the command when the lock is lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum OnLoss {
+    Kill,
+    Continue,
+}
+
+/// What is made from the table of flags for others to read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Asset {
+    ManPage,
+    BashCompletions,
+    ZshCompletions,
+    FishCompletions,
 }
 
 /// Names a flag; the discriminant is its index in [`FLAGS`].
@@ -76,28 +141,36 @@ pub struct Flag {
     /// Its one-letter name, if it has one.
     pub short: Option<char>,
     /// What it takes.
-    pub value: Value,
-    /// The value that counts where none is given, in the spelling of the command line.
-    pub default: Option<&'static str>,
+    pub value: ValueType,
+    /// The value that counts where none is given.
+    pub default: Option<Value>,
     /// One sentence.
     pub help: &'static str,
 }
 
 /// libpq's words for `sslmode`.
-const SSL_MODES: &[&str] = &[
-    "disable",
-    "allow",
-    "prefer",
-    "require",
-    "verify-ca",
-    "verify-full",
+const SSL_MODES: &[Choice] = &[
+    ("disable", Meaning::SslMode),
+    ("allow", Meaning::SslMode),
+    ("prefer", Meaning::SslMode),
+    ("require", Meaning::SslMode),
+    ("verify-ca", Meaning::SslMode),
+    ("verify-full", Meaning::SslMode),
 ];
 
 /// What to do when the lock is lost.
-const ON_LOSS: &[&str] = &["kill", "continue"];
+const ON_LOSS: &[Choice] = &[
+    ("kill", Meaning::OnLoss(OnLoss::Kill)),
+    ("continue", Meaning::OnLoss(OnLoss::Continue)),
+];
 
 /// What is made from this table.
-const ASSETS: &[&str] = &["man", "bash", "zsh", "fish"];
+const ASSETS: &[Choice] = &[
+    ("man", Meaning::Asset(Asset::ManPage)),
+    ("bash", Meaning::Asset(Asset::BashCompletions)),
+    ("zsh", Meaning::Asset(Asset::ZshCompletions)),
+    ("fish", Meaning::Asset(Asset::FishCompletions)),
+];
 
 /// All flags, in the order in which the help lists them.
 pub const FLAGS: &[Flag] = &[
@@ -106,8 +179,8 @@ pub const FLAGS: &[Flag] = &[
         group: Group::Basic,
         name: "database",
         short: None,
-        value: Value::Text,
-        default: Some("postgres"),
+        value: ValueType::Text,
+        default: Some(Value::Text(Cow::Borrowed("postgres"))),
         help: "Database name to connect to on PostgreSQL.",
     },
     Flag {
@@ -115,8 +188,8 @@ pub const FLAGS: &[Flag] = &[
         group: Group::Basic,
         name: "host",
         short: None,
-        value: Value::Text,
-        default: Some("localhost"),
+        value: ValueType::Text,
+        default: Some(Value::Text(Cow::Borrowed("localhost"))),
         help: "Hostname of the PostgreSQL instance.",
     },
     Flag {
@@ -124,8 +197,8 @@ pub const FLAGS: &[Flag] = &[
         group: Group::Basic,
         name: "lockid",
         short: None,
-        value: Value::Number(u32::MAX),
-        default: Some("1"),
+        value: ValueType::Number(u32::MAX),
+        default: Some(Value::Number(1)),
         help: "The numeric lock ID to claim in PostgreSQL.",
     },
     Flag {
@@ -133,8 +206,8 @@ pub const FLAGS: &[Flag] = &[
         group: Group::Basic,
         name: "port",
         short: None,
-        value: Value::Ports,
-        default: Some("5432"),
+        value: ValueType::Ports,
+        default: Some(Value::Ports(Cow::Borrowed(&[Some(5432)]))),
         help: "Port the PostgreSQL instance is listening on.",
     },
     Flag {
@@ -142,8 +215,8 @@ pub const FLAGS: &[Flag] = &[
         group: Group::Basic,
         name: "sslmode",
         short: None,
-        value: Value::Choice(SSL_MODES),
-        default: Some("disable"),
+        value: ValueType::Choice(SSL_MODES),
+        default: Some(Value::Choice(SSL_MODES[0])),
         help: "The SSL mode of the PostgreSQL client.",
     },
     Flag {
@@ -151,7 +224,7 @@ pub const FLAGS: &[Flag] = &[
         group: Group::Basic,
         name: "user",
         short: None,
-        value: Value::Text,
+        value: ValueType::Text,
         default: None,
         help: "Username to authenticate to the PostgreSQL.",
     },
@@ -160,7 +233,7 @@ pub const FLAGS: &[Flag] = &[
         group: Group::Basic,
         name: "wait",
         short: None,
-        value: Value::Number(u32::MAX),
+        value: ValueType::Number(u32::MAX),
         default: None,
         help: "Amount of seconds to wait for a lock to be obtained.",
     },
@@ -169,7 +242,7 @@ pub const FLAGS: &[Flag] = &[
         group: Group::Lock,
         name: "block",
         short: None,
-        value: Value::Switch,
+        value: ValueType::Switch,
         default: None,
         help: "Wait for the lock without limit; excludes --wait.",
     },
@@ -178,7 +251,7 @@ pub const FLAGS: &[Flag] = &[
         group: Group::Lock,
         name: "lockname",
         short: None,
-        value: Value::Text,
+        value: ValueType::Text,
         default: None,
         help: "The name of the lock to claim, in place of a number; excludes --lockid.",
     },
@@ -187,7 +260,7 @@ pub const FLAGS: &[Flag] = &[
         group: Group::Lock,
         name: "shared",
         short: None,
-        value: Value::Switch,
+        value: ValueType::Switch,
         default: None,
         help: "Share the lock with others that do; excludes those that do not.",
     },
@@ -196,8 +269,8 @@ pub const FLAGS: &[Flag] = &[
         group: Group::Lock,
         name: "slots",
         short: None,
-        value: Value::Number(u32::MAX),
-        default: Some("1"),
+        value: ValueType::Number(u32::MAX),
+        default: Some(Value::Number(1)),
         help: "How many may hold the lock at once, the same for all who use it; excludes --shared.",
     },
     Flag {
@@ -205,8 +278,8 @@ pub const FLAGS: &[Flag] = &[
         group: Group::Lock,
         name: "conflict-exit-code",
         short: None,
-        value: Value::Number(u8::MAX as u32),
-        default: Some("0"),
+        value: ValueType::Number(u8::MAX as u32),
+        default: Some(Value::Number(0)),
         help: "Exit status when the lock was not obtained.",
     },
     Flag {
@@ -214,8 +287,8 @@ pub const FLAGS: &[Flag] = &[
         group: Group::Lease,
         name: "ttl",
         short: None,
-        value: Value::Number(u32::MAX),
-        default: Some("15"),
+        value: ValueType::Number(u32::MAX),
+        default: Some(Value::Number(15)),
         help: "Amount of seconds without a sign of pglock after which the server gives the lock up; 0 turns the lease off.",
     },
     Flag {
@@ -223,8 +296,8 @@ pub const FLAGS: &[Flag] = &[
         group: Group::Lease,
         name: "grace",
         short: None,
-        value: Value::Number(u32::MAX),
-        default: Some("5"),
+        value: ValueType::Number(u32::MAX),
+        default: Some(Value::Number(5)),
         help: "Amount of seconds from SIGTERM to SIGKILL when the lock is lost.",
     },
     Flag {
@@ -232,8 +305,8 @@ pub const FLAGS: &[Flag] = &[
         group: Group::Lease,
         name: "on-loss",
         short: None,
-        value: Value::Choice(ON_LOSS),
-        default: Some("kill"),
+        value: ValueType::Choice(ON_LOSS),
+        default: Some(Value::Choice(ON_LOSS[0])),
         help: "What to do when the lock is lost: kill stops the command, continue lets it run on.",
     },
     Flag {
@@ -241,7 +314,7 @@ pub const FLAGS: &[Flag] = &[
         group: Group::Lease,
         name: "fence",
         short: None,
-        value: Value::Switch,
+        value: ValueType::Switch,
         default: None,
         help: "Hand the command a fencing token in PGLOCK_TOKEN.",
     },
@@ -250,8 +323,8 @@ pub const FLAGS: &[Flag] = &[
         group: Group::Connection,
         name: "connect-timeout",
         short: None,
-        value: Value::Number(u32::MAX),
-        default: Some("10"),
+        value: ValueType::Number(u32::MAX),
+        default: Some(Value::Number(10)),
         help: "Amount of seconds for connecting, all hosts together, and for each answer; 0 sets no limit.",
     },
     Flag {
@@ -259,7 +332,7 @@ pub const FLAGS: &[Flag] = &[
         group: Group::Output,
         name: "status",
         short: None,
-        value: Value::Switch,
+        value: ValueType::Switch,
         default: None,
         help: "List who holds and who waits for the lock, or for any lock if none is named, and exit.",
     },
@@ -268,7 +341,7 @@ pub const FLAGS: &[Flag] = &[
         group: Group::Output,
         name: "quiet",
         short: None,
-        value: Value::Switch,
+        value: ValueType::Switch,
         default: None,
         help: "Print errors only.",
     },
@@ -277,7 +350,7 @@ pub const FLAGS: &[Flag] = &[
         group: Group::Output,
         name: "verbose",
         short: None,
-        value: Value::Switch,
+        value: ValueType::Switch,
         default: None,
         help: "Also say which server, backend, kind of lock and lease, and who holds a lock that was not obtained.",
     },
@@ -286,7 +359,7 @@ pub const FLAGS: &[Flag] = &[
         group: Group::Output,
         name: "generate",
         short: None,
-        value: Value::Choice(ASSETS),
+        value: ValueType::Choice(ASSETS),
         default: None,
         help: "Print the man page or a shell's completions and exit.",
     },
@@ -295,7 +368,7 @@ pub const FLAGS: &[Flag] = &[
         group: Group::Output,
         name: "help",
         short: Some('h'),
-        value: Value::Switch,
+        value: ValueType::Switch,
         default: None,
         help: "Show this text and exit.",
     },
@@ -304,7 +377,7 @@ pub const FLAGS: &[Flag] = &[
         group: Group::Output,
         name: "version",
         short: Some('V'),
-        value: Value::Switch,
+        value: ValueType::Switch,
         default: None,
         help: "Show the versions of pglock and libpq and exit.",
     },
@@ -333,14 +406,22 @@ impl Flag {
         format!("PGLOCK_{}", self.name.to_uppercase().replace('-', "_"))
     }
 
+    /// The words of which it takes one; none if it takes anything else.
+    pub fn words(&self) -> Vec<&'static str> {
+        match self.value {
+            ValueType::Choice(choices) => choices.iter().map(|(word, _)| *word).collect(),
+            _ => Vec::new(),
+        }
+    }
+
     /// The word that the help puts where its value goes; empty for a switch.
     pub fn type_word(&self) -> &'static str {
         match self.value {
-            Value::Switch => "",
-            Value::Text | Value::Choice(_) => "string",
-            Value::Number(max) if max == u32::from(u8::MAX) => "uint8",
-            Value::Number(_) => "uint32",
-            Value::Ports => "uint16",
+            ValueType::Switch => "",
+            ValueType::Text | ValueType::Choice(_) => "string",
+            ValueType::Number(max) if max == u32::from(u8::MAX) => "uint8",
+            ValueType::Number(_) => "uint32",
+            ValueType::Ports => "uint16",
         }
     }
 }
@@ -353,6 +434,23 @@ mod tests {
     fn the_table_is_in_the_order_of_the_ids() {
         for (index, flag) in FLAGS.iter().enumerate() {
             assert_eq!(flag.id as usize, index, "--{}", flag.name);
+        }
+    }
+
+    #[test]
+    fn defaults_are_of_their_flag_s_type() {
+        for flag in FLAGS {
+            let fits = match (&flag.default, flag.value) {
+                (None, _)
+                | (Some(Value::Text(_)), ValueType::Text)
+                | (Some(Value::Ports(_)), ValueType::Ports) => true,
+                (Some(Value::Choice(choice)), ValueType::Choice(choices)) => {
+                    choices.contains(choice)
+                }
+                (Some(Value::Number(number)), ValueType::Number(max)) => *number <= max,
+                _ => false,
+            };
+            assert!(fits, "--{}", flag.name);
         }
     }
 

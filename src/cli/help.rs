@@ -28,10 +28,12 @@ PGLOCK_PASS needs to be configured to authenticate to the database.
             let short = flag
                 .short
                 .map_or("      ".to_owned(), |c| format!("  -{c}, "));
-            let default = match (flag.default, flag.value) {
-                (None, _) => String::new(),
-                (Some(text), Value::Text | Value::Choice(_)) => format!(" (default {text:?})"),
-                (Some(text), _) => format!(" (default {text})"),
+            let default = match &flag.default {
+                None => String::new(),
+                Some(text @ (Value::Text(_) | Value::Choice(_))) => {
+                    format!(" (default {:?})", text.to_string())
+                }
+                Some(other) => format!(" (default {other})"),
             };
             let synopsis = synopsis(flag);
             text.push_str(&format!(

@@ -1,6 +1,6 @@
 //! The man page, made from the table of flags.
 
-use crate::cli::flags::{FLAGS, GROUPS, Value};
+use crate::cli::flags::{FLAGS, GROUPS};
 use crate::exit::STATUSES;
 
 /// The man page, in the macros of man(7).
@@ -59,12 +59,13 @@ Flags end at the first word that is not a flag.
                 escape(flag.name),
                 escape(flag.help)
             ));
-            if let Value::Choice(words) = flag.value {
-                let words = escape(&words.join(", "));
-                page.push_str(&format!("One of {words}.\n"));
+            let words = flag.words();
+            if !words.is_empty() {
+                page.push_str(&format!("One of {}.\n", escape(&words.join(", "))));
             }
-            if let Some(default) = flag.default {
-                page.push_str(&format!("The default is {}.\n", escape(default)));
+            if let Some(default) = &flag.default {
+                let default = escape(&default.to_string());
+                page.push_str(&format!("The default is {default}.\n"));
             }
             if flag.has_variable() {
                 page.push_str(&format!("Variable:\n.BR {} .\n", flag.variable()));

@@ -4,8 +4,8 @@
 
 use std::collections::VecDeque;
 
-use crate::cli::config::URI_SCHEMES;
-use crate::cli::flags::{FLAGS, Flag, Id, OTHER_VARIABLES, PASSWORD, Value};
+use crate::cli::flags::{FLAGS, Flag, Id, OTHER_VARIABLES, PASSWORD, ValueType};
+use crate::cli::values::URI_SCHEMES;
 
 /// What all of them begin with.
 pub const PREFIX: &str = "PGLOCK_";
@@ -76,7 +76,7 @@ pub fn role(name: &str, value: &str) -> Role {
     match FLAGS.iter().find(|flag| flag.variable() == name) {
         // Images keep the version that they have installed in such a variable.
         Some(flag) if !flag.has_variable() => Role::Other,
-        Some(flag) if flag.value == Value::Ports && is_of_a_service(value) => Role::Other,
+        Some(flag) if flag.value == ValueType::Ports && is_of_a_service(value) => Role::Other,
         Some(flag) => Role::Flag(flag.id),
         None if is_of_a_service(value) => Role::Other,
         None => mistaken(name, value).map_or(Role::Other, Role::Mistaken),

@@ -10,8 +10,9 @@ use std::fmt;
 use std::os::unix::ffi::OsStrExt;
 use std::time::Duration;
 
-use crate::cli::config::{self, Server};
+use crate::cli::config::Server;
 use crate::cli::flags::{Flag, Id};
+use crate::cli::values;
 use crate::exit::Exit;
 use crate::log;
 use crate::pq::{self, Conninfo};
@@ -66,7 +67,7 @@ impl Target {
     ) -> Result<Self, pq::Error> {
         let mut given = Vec::new();
         match &server.database {
-            Some(string) if config::is_connection_string(string) => {
+            Some(string) if values::is_connection_string(string) => {
                 given = parse(string, &server.database_source)?;
             }
             Some(name) => given.push(("dbname".to_owned(), name.clone().into())),
@@ -205,8 +206,8 @@ fn shown(names: &str) -> String {
 
 /// The same of ports, which are numbers or nothing that may be shown.
 fn shown_port(port: &str) -> String {
-    match config::check(Flag::of(Id::Port), OsStr::new(port.trim())) {
-        Ok(port) => shown(&port),
+    match values::parse(Flag::of(Id::Port), OsStr::new(port.trim())) {
+        Ok(port) => shown(&port.to_string()),
         Err(_) => secrets::HIDDEN.to_owned(),
     }
 }
@@ -214,12 +215,12 @@ fn shown_port(port: &str) -> String {
 /// Checks what only libpq's own sources say. A connection string that has slipped into a name would be shown, and go to the
 /// server and its log. The value is not shown.
 fn check_weaker(given: &[Setting], sources: &[(String, String)]) -> Result<(), pq::Error> {
-    type Check = fn(&str) -> Result<String, String>;
+    type Check = fn(&str) -> Result<(), String>;
     let checks: [(&str, Check); 4] = [
-        ("host", config::check_host),
-        ("hostaddr", config::check_host),
-        ("user", config::check_user),
-        ("dbname", config::check_database),
+        ("host", values::check_host),
+        ("hostaddr", values::check_host),
+        ("user", values::check_user),
+        ("dbname", values::check_database),
     ];
     for (keyword, check) in checks {
         let weaker = sources.iter().find(|(name, _)| name == keyword);
@@ -248,7 +249,7 @@ fn parse(string: &str, source: &str) -> Result<Vec<Setting>, pq::Error> {
     // What libpq would find wrong only later, and without the name of the flag.
     for (keyword, id) in [("sslmode", Id::Sslmode), ("port", Id::Port)] {
         if let Some((_, value)) = given.iter().find(|(name, _)| name == keyword)
-            && let Err(what) = config::check(Flag::of(id), OsStr::new(value))
+            && let Err(what) = values::parse(Flag::of(id), OsStr::new(value))
         {
             return Err(wrong(&format!("its {keyword} {what}")));
         }
@@ -275,7 +276,7 @@ fn check_given(keyword: &str, value: &str) -> Result<(), String> {
         "host" if value.split(',').any(is_split) => {
             Err("its host has an @; one in a password is written %40".to_owned())
         }
-        "host" | "hostaddr" => match config::check_host(value) {
+        "host" | "hostaddr" => match values::check_host(value) {
             Ok(_) => Ok(()),
             Err(what) => Err(format!("its {keyword} {what}")),
         },
@@ -383,8 +384,8 @@ fn put_defaults_below(given: &[Setting]) {
         get(given, keyword).is_some() || std::env::var_os(variable).is_some()
     };
     let default = |id: Id, variable: &CStr| {
-        if let Some(value) = Flag::of(id).default {
-            set_variable(variable, value);
+        if let Some(value) = &Flag::of(id).default {
+            set_variable(variable, &value.to_string());
         }
     };
     // Asked for its own sources libpq looks the user up, unless they name one; an empty name is none.
