@@ -2,6 +2,8 @@
 
 mod completions;
 pub mod config;
+#[cfg(test)]
+mod documents;
 pub mod flags;
 pub mod help;
 mod man;

@@ -1,0 +1,107 @@
+//! The documents are held against the tables of flags and of exit statuses: a row that is in only one of them is a fault, and so
+//! is a type or a default that is not the same.
+
+use std::collections::BTreeMap;
+
+use crate::cli::flags::{FLAGS, Flag, Id, ValueType};
+use crate::cli::help::{help, synopsis};
+use crate::cli::man::man;
+use crate::exit::STATUSES;
+
+const README: &str = include_str!("../../README.md");
+
+/// The cells of the table under a heading of the README, but for its head.
+fn table(heading: &str) -> Vec<Vec<&'static str>> {
+    let (_, below) = README
+        .split_once(&format!("\n### {heading}\n"))
+        .expect("the heading");
+    let rows = below.lines().skip_while(|line| !line.starts_with('|'));
+    let rows = rows.take_while(|line| line.starts_with('|')).skip(2);
+    rows.map(|row| {
+        let cells = row.trim_matches('|').split(" |");
+        cells.map(str::trim).collect()
+    })
+    .collect()
+}
+
+/// The words of a text that stand between backticks.
+fn quoted(text: &str) -> impl Iterator<Item = &str> {
+    text.split('`').skip(1).step_by(2)
+}
+
+/// The default of a flag as the README writes it, where what none says is written too.
+fn default(flag: &Flag) -> String {
+    match (&flag.default, flag.value, flag.id) {
+        (Some(default), _, _) => default.to_string(),
+        (None, _, Id::Wait) => "0".to_owned(),
+        // These ask for something else than a run.
+        (None, _, Id::Status | Id::Help | Id::Version) => String::new(),
+        (None, ValueType::Switch, _) => "off".to_owned(),
+        (None, _, _) => String::new(),
+    }
+}
+
+#[test]
+fn the_readme_has_each_flag_with_its_type_and_default_and_no_other() {
+    let mut written = BTreeMap::new();
+    for row in table("Flags") {
+        assert!(!row[2].is_empty(), "{row:?} does not say what it means");
+        for flag in quoted(row[0]) {
+            let before = written.insert(flag.to_owned(), row[1].to_owned());
+            assert_eq!(before, None, "{flag} is there twice");
+        }
+    }
+    let mut known = BTreeMap::new();
+    for flag in FLAGS {
+        known.insert(synopsis(flag), default(flag));
+        if let Some(letter) = flag.short {
+            known.insert(format!("-{letter}"), default(flag));
+        }
+    }
+    assert_eq!(written, known);
+}
+
+#[test]
+fn the_readme_has_each_exit_status_and_no_other() {
+    let written: Vec<_> = table("Exit status")
+        .into_iter()
+        .map(|row| (row[0].replace('`', ""), row[1].to_owned()))
+        .collect();
+    let known: Vec<_> = STATUSES
+        .iter()
+        .map(|row| (row.status.to_owned(), row.when.to_owned()))
+        .collect();
+    assert_eq!(written, known);
+}
+
+#[test]
+fn the_help_and_the_man_page_have_each_flag_and_exit_status() {
+    let help = help().split_whitespace().collect::<Vec<_>>().join(" ");
+    let man = man().replace("\\-", "-");
+    for flag in FLAGS {
+        let in_help = format!("{} {}", synopsis(flag), flag.help);
+        assert!(help.contains(&in_help), "--{}", flag.name);
+        let in_man = format!("\\fB--{}\\fR", flag.name);
+        let entry = man.split(".TP\n").find(|entry| {
+            let head = entry.lines().next().unwrap_or_default();
+            head.contains(&in_man) && head.contains(flag.type_word())
+        });
+        let entry = entry.unwrap_or_else(|| panic!("--{} is not in the man page", flag.name));
+        assert!(entry.contains(flag.help), "{entry}");
+        for word in flag.words() {
+            assert!(entry.contains(word), "{word}: {entry}");
+        }
+        if let Some(default) = &flag.default {
+            assert!(
+                entry.contains(&format!("The default is {default}.")),
+                "{entry}"
+            );
+        }
+        assert_eq!(entry.contains(&flag.variable()), flag.has_variable());
+    }
+    for row in STATUSES {
+        assert!(help.contains(row.in_help), "{}", row.in_help);
+        let head = format!(".TP\n\\fB{}\\fR\n", row.status);
+        assert!(man.contains(&head), "{}", row.status);
+    }
+}
