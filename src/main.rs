@@ -1,4 +1,63 @@
 //! `pglock` runs a command while it holds a PostgreSQL advisory lock.
+//!
+//! # The rooms
+//!
+//! Each wing answers one question:
+//!
+//! - `cli/`: what was asked? The table of flags, the parser, the configuration; help, man page and completions.
+//! - `server/`: the wire. Where a server is, how a session with it is carried on, and what its troubles mean.
+//! - `lock/`: the rules, in SQL. What takes, proves, keeps, lists and gives up a lock. A question owns its answer: the
+//!   room that has the SQL reads what comes of it.
+//! - `acquire/`: before the command. From a configuration to a held lock, which `held.rs` hands over to
+//! - `supervise/`: during the command. What becomes of the command and of its lock until both are gone.
+//! - `sys/`: the kernel, one safe function for a call. `pq.rs` is the same for libpq.
+//!
+//! Beside them: `lease.rs` knows when to beat, to stop and to kill; `guardian.rs` is the process that kills the command if
+//! pglock cannot; `command.rs` starts it; `exit.rs` has the statuses; `log.rs`, `text.rs` and `secrets.rs` see to what may be
+//! shown, and how; `status.rs` prints the table of `--status`.
+//!
+//! # One run
+//!
+//! 1. `sys/startup.rs` takes the arguments as bytes, `cli/config.rs` makes a `Config` of them or ends with one clear error.
+//!    Signals are caught from here on.
+//! 2. `server/conninfo.rs` brings all settings together, one set for each host. A child looks the names up, and
+//!    `acquire/dial.rs` connects.
+//! 3. `acquire/exchange.rs` asks for the lock, mostly in one round trip: it sets the lease, looks whether the server lost its
+//!    sessions a moment ago, takes the lock, and shows it in the server's own lock table. Only that is proof.
+//!    Meanwhile the guardian is made. `acquire/state.rs` decides what follows: wait, hold off, try again, go to the next host, skip.
+//! 4. `supervise.rs` starts the command in a process group of its own, and from then on turns what `poll` tells into
+//!    events, has `supervise/state.rs` decide, and carries the effects out: ask for a sign of life, connect again, stop, kill.
+//! 5. When the command has ended, `lock/release.rs` gives the lock up, and its status becomes pglock's own.
+//!
+//! # The rules
+//!
+//! - When in doubt there is no command: an answer that is not understood is no lock.
+//! - Decisions are pure. Both `state.rs` take a state and an event, give effects, and ask for no time and do no I/O;
+//!   every pair is decided by name, and `matrix.txt` beside each shows them all.
+//! - Nothing waits in `supervise`: what would is an event later. Every delay is a deadline of the one `poll`.
+//! - One thread, but for the one in which `supervise/reconnect.rs` connects again, where libpq may block.
+//! - `unsafe` stands in `pq.rs` and `sys/` only, and a comment argues for each.
+//! - Nobody calls upwards: `acquire` and `supervise` do not know each other, and no room below knows either.
+//!
+//! `PQconnectdb` and `PQexec` return when the server pleases. A pglock that sat in them would hear no signal, miss the end
+//! of `--wait`, and let a command outlive its lease. So `PQconnectStart` and `PQsendQuery` stand in their place: they
+//! return at once and leave the waiting to `poll`, which waits for everything together. Where libpq blocks all the same, for
+//! Kerberos or a service file, it does so behind a door that signals and deadlines get through.
+//!
+//! # To change something
+//!
+//! - Add a flag: its row in `cli/flags.rs`, its field in `cli/config.rs`, its row in the README, which a test asks for.
+//!   Help, man page, completions and the variable come by themselves.
+//! - An exit status: `exit.rs`, likewise.
+//! - The hold-off after a restart: the rule and its SQL are in `lock/restart.rs`; how long it is, is the lease's.
+//! - Another kind of pooler: its words in `server/retry.rs`; that a transaction holds the lock there, `server/session_settings.rs`;
+//!   how a waiter goes about it, `acquire/state.rs`. Its tests go to `tests/servers/poolers.rs`.
+//! - The status as JSON: `lock/holders.rs` has the rows, `status.rs` prints them.
+//! - A deadline: `lease.rs` for those of the lease, and the two `state.rs` for what they wait for besides.
+//! - A new log line: an effect of the `state.rs` that knows of it, and its words there; `log.rs` has the form of all.
+//! - A call of the kernel's: the room of its subject in `sys/`.
+//! - Statements: `lock/statements.txt` shows each whole, and a test holds it against the code.
+//! - Tests: `tests/main.rs` has the chapters. What a table decides has its unit test beside it.
 #![cfg_attr(not(test), no_main)]
 
 mod acquire;
