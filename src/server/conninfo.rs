@@ -323,10 +323,13 @@ fn variable(name: &str) -> Option<String> {
 /// How long connecting may take as far as that is known before libpq is asked.
 fn patience(given: &[Setting]) -> Option<Duration> {
     let text = get(given, TIMEOUT).or_else(|| variable("PGCONNECT_TIMEOUT"));
-    let default = Flag::of(Id::ConnectTimeout).default.unwrap_or_default();
     // One that is no number is refused in the end, unless a service has another.
-    let known = timeout(&text.unwrap_or_default()).or_else(|_| timeout(default));
-    known.unwrap_or_default()
+    let known = text.and_then(|text| timeout(&text).ok());
+    let default = || {
+        let value = Flag::of(Id::ConnectTimeout).default.as_ref()?;
+        timeout(&value.to_string()).ok()
+    };
+    known.or_else(default).flatten()
 }
 
 /// Asks libpq, which reads a service file for the answer and looks the user up. Either may block: the one on a file system
