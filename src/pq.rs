@@ -10,12 +10,38 @@ use std::os::fd::RawFd;
 use std::ptr::{self, NonNull};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use pq_sys::{
-    ConnStatusType, ExecStatusType, PGVerbosity, PGcancel, PGconn, PGresult, PQconninfoOption,
-    PostgresPollingStatusType,
-};
+use pq_sys::{PGVerbosity, PGcancel, PGconn, PGresult, PQconninfoOption};
 
 use crate::secrets;
+
+/// libpq's enumerations, as libpq-fe.h numbers them. They are taken as numbers: one that is newer than the bindings, and so
+/// no value of theirs, would be undefined behaviour.
+mod raw {
+    use std::ffi::c_int;
+
+    use pq_sys::{ConnStatusType, ExecStatusType, PGconn, PGresult, PostgresPollingStatusType};
+
+    unsafe extern "C" {
+        pub fn PQstatus(connection: *const PGconn) -> c_int;
+        pub fn PQconnectPoll(connection: *mut PGconn) -> c_int;
+        pub fn PQresultStatus(result: *const PGresult) -> c_int;
+    }
+
+    pub const BAD: c_int = ConnStatusType::CONNECTION_BAD as c_int;
+    pub const STARTED: c_int = ConnStatusType::CONNECTION_STARTED as c_int;
+    pub const NEEDED: c_int = ConnStatusType::CONNECTION_NEEDED as c_int;
+
+    pub const POLLING_READING: c_int = PostgresPollingStatusType::PGRES_POLLING_READING as c_int;
+    pub const POLLING_WRITING: c_int = PostgresPollingStatusType::PGRES_POLLING_WRITING as c_int;
+    pub const POLLING_OK: c_int = PostgresPollingStatusType::PGRES_POLLING_OK as c_int;
+
+    pub const EMPTY_QUERY: c_int = ExecStatusType::PGRES_EMPTY_QUERY as c_int;
+    pub const COMMAND_OK: c_int = ExecStatusType::PGRES_COMMAND_OK as c_int;
+    pub const TUPLES_OK: c_int = ExecStatusType::PGRES_TUPLES_OK as c_int;
+    pub const COPY_OUT: c_int = ExecStatusType::PGRES_COPY_OUT as c_int;
+    pub const COPY_IN: c_int = ExecStatusType::PGRES_COPY_IN as c_int;
+    pub const COPY_BOTH: c_int = ExecStatusType::PGRES_COPY_BOTH as c_int;
+}
 
 /// What libpq or the server says went wrong.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -157,8 +183,8 @@ impl Connection {
     pub fn connect(&mut self) -> Result<Progress, Error> {
         let reached = self.is_reached();
         // SAFETY: `raw` is a live connection that is being connected.
-        match unsafe { pq_sys::PQconnectPoll(self.raw.as_ptr()) } {
-            PostgresPollingStatusType::PGRES_POLLING_OK => {
+        match unsafe { raw::PQconnectPoll(self.raw.as_ptr()) } {
+            raw::POLLING_OK => {
                 self.interest = Interest::Read;
                 // SAFETY: as above.
                 unsafe {
@@ -167,11 +193,11 @@ impl Connection {
                 }
                 Ok(Progress::Ready)
             }
-            PostgresPollingStatusType::PGRES_POLLING_READING => {
+            raw::POLLING_READING => {
                 self.interest = Interest::Read;
                 Ok(Progress::Pending)
             }
-            PostgresPollingStatusType::PGRES_POLLING_WRITING => {
+            raw::POLLING_WRITING => {
                 self.interest = Interest::Write;
                 Ok(Progress::Pending)
             }
@@ -241,14 +267,10 @@ impl Connection {
         };
         let result = QueryResult(raw);
         Ok(Some(match result.status() {
-            ExecStatusType::PGRES_TUPLES_OK
-            | ExecStatusType::PGRES_COMMAND_OK
-            | ExecStatusType::PGRES_EMPTY_QUERY => Outcome::Done {
+            raw::TUPLES_OK | raw::COMMAND_OK | raw::EMPTY_QUERY => Outcome::Done {
                 rows: result.rows(),
             },
-            ExecStatusType::PGRES_COPY_IN
-            | ExecStatusType::PGRES_COPY_OUT
-            | ExecStatusType::PGRES_COPY_BOTH => {
+            raw::COPY_IN | raw::COPY_OUT | raw::COPY_BOTH => {
                 return Err(Error::new("the server began to copy in place of an answer"));
             }
             _ => Outcome::Failed(result.error()),
@@ -274,8 +296,8 @@ impl Connection {
     /// Whether libpq knows the connection to be closed.
     pub fn is_bad(&self) -> bool {
         // SAFETY: `raw` is a live connection.
-        let status = unsafe { pq_sys::PQstatus(self.raw.as_ptr()) };
-        status == ConnStatusType::CONNECTION_BAD
+        let status = unsafe { raw::PQstatus(self.raw.as_ptr()) };
+        status == raw::BAD
     }
 
     /// The process id of the backend, as it was told at start-up; behind a pooler it is made up.
@@ -396,11 +418,8 @@ impl Connection {
     /// Whether the connection under that to be made is there.
     fn is_reached(&self) -> bool {
         // SAFETY: `raw` is a live connection.
-        let status = unsafe { pq_sys::PQstatus(self.raw.as_ptr()) };
-        !matches!(
-            status,
-            ConnStatusType::CONNECTION_NEEDED | ConnStatusType::CONNECTION_STARTED
-        )
+        let status = unsafe { raw::PQstatus(self.raw.as_ptr()) };
+        !matches!(status, raw::NEEDED | raw::STARTED)
     }
 }
 
@@ -554,9 +573,9 @@ impl Drop for Options {
 struct QueryResult(NonNull<PGresult>);
 
 impl QueryResult {
-    fn status(&self) -> ExecStatusType {
+    fn status(&self) -> c_int {
         // SAFETY: the result is live.
-        unsafe { pq_sys::PQresultStatus(self.0.as_ptr()) }
+        unsafe { raw::PQresultStatus(self.0.as_ptr()) }
     }
 
     fn rows(&self) -> Vec<Vec<Option<String>>> {
