@@ -34,6 +34,7 @@ mod locks {
 mod lease {
     mod guardian;
     mod lease;
+    mod supervision;
     mod wakeups;
 }
 

@@ -17,41 +17,41 @@ use crate::support::processes::{command_of, guardian_of, is_alive, wait_for_end}
 use crate::support::*;
 
 /// The lease of most tests: a beat every 1.7 s, SIGTERM 3 s and SIGKILL 4 s after the last sign, 5 s at the server.
-const SHORT: [&str; 4] = ["--ttl", "5", "--grace", "1"];
-const TTL: Duration = Duration::from_secs(5);
+pub const SHORT: [&str; 4] = ["--ttl", "5", "--grace", "1"];
+pub const TTL: Duration = Duration::from_secs(5);
 const BEAT: Duration = Duration::from_millis(1667);
 
 /// For tests with restarts, which take their time on a busy machine: 6 s from the last sign to SIGTERM.
-const LONG: [&str; 4] = ["--ttl", "8", "--grace", "1"];
+pub const LONG: [&str; 4] = ["--ttl", "8", "--grace", "1"];
 const LONG_TTL: Duration = Duration::from_secs(8);
 
 /// What a busy machine may be late.
-const LATE: Duration = Duration::from_secs(2);
+pub const LATE: Duration = Duration::from_secs(2);
 
 /// Runs until its input ends, then exits with 7.
-const UNTIL_TOLD: &str = "echo the command runs; cat; exit 7";
+pub const UNTIL_TOLD: &str = "echo the command runs; cat; exit 7";
 
 /// Says so when it gets a SIGTERM, and runs on.
-const DEAF: &str = "trap 'echo told' TERM; echo ready; while :; do sleep 0.05; done";
+pub const DEAF: &str = "trap 'echo told' TERM; echo ready; while :; do sleep 0.05; done";
 
 /// A single process: a shell that starts another waits for it in the kernel, and pglock does not learn meanwhile that it
 /// is stopped.
-const SINGLE: &str = "echo ready; exec cat";
+pub const SINGLE: &str = "echo ready; exec cat";
 
 /// Says so when it gets a SIGTERM, and ends.
-const POLITE: &str = "trap 'echo told; exit 3' TERM; echo ready; while :; do sleep 0.05; done";
+pub const POLITE: &str = "trap 'echo told; exit 3' TERM; echo ready; while :; do sleep 0.05; done";
 
-fn on(server: &Server) -> Pglock {
+pub fn on(server: &Server) -> Pglock {
     Pglock::on(server).flags(SHORT)
 }
 
-fn at(proxy: &Proxy) -> Pglock {
+pub fn at(proxy: &Proxy) -> Pglock {
     Pglock::at(proxy.port()).flags(SHORT)
 }
 
 /// Starts it with this script, and waits for its first word.
 #[track_caller]
-fn start(pglock: Pglock, script: &str) -> Running {
+pub fn start(pglock: Pglock, script: &str) -> Running {
     let run = pglock.open_input().sh(script).spawn();
     run.wait_for_output("\n");
     run
@@ -64,7 +64,7 @@ fn version(server: &Server) -> u32 {
 }
 
 #[track_caller]
-fn assert_says(output: &Output, words: &[&str]) {
+pub fn assert_says(output: &Output, words: &[&str]) {
     let log = output.stderr();
     for word in words {
         assert!(
@@ -76,7 +76,7 @@ fn assert_says(output: &Output, words: &[&str]) {
 }
 
 #[track_caller]
-fn assert_never_says(output: &Output, words: &[&str]) {
+pub fn assert_never_says(output: &Output, words: &[&str]) {
     let log = output.stderr();
     for word in words {
         assert!(!log.contains(word), "said: {word:?}\n{}", output.report());
@@ -93,7 +93,7 @@ fn seconds_after(output: &Output, words: &str) -> f64 {
 }
 
 #[track_caller]
-fn assert_between(what: &str, time: Duration, from: Duration, to: Duration) {
+pub fn assert_between(what: &str, time: Duration, from: Duration, to: Duration) {
     assert!(
         from <= time && time <= to,
         "{what}: {time:?}, not between {from:?} and {to:?}"
@@ -102,7 +102,7 @@ fn assert_between(what: &str, time: Duration, from: Duration, to: Duration) {
 
 /// Ends the session that holds the lock.
 #[track_caller]
-fn terminate_holder(server: &Server, key: i64) {
+pub fn terminate_holder(server: &Server, key: i64) {
     let holders = server.holders(key);
     assert_eq!(holders.len(), 1, "{holders:?}");
     let ended = server.psql(&format!("select pg_terminate_backend({})", holders[0]));
@@ -543,6 +543,8 @@ fn a_server_that_goes_down_and_stays_so_has_the_command_told_to_end() {
     for how in [Stop::Fast, Stop::Immediate] {
         let server = Server::new();
         let run = start(on(&server), POLITE);
+        // Until then the answer may not be off its hands, and it could not say that all ends.
+        processes::wait_for_state("the backend", Pid::from_raw(server.holders(1)[0]), "S");
         server.stop(how);
         let output = run.wait();
         output.assert_status(124).assert_stdout("ready\ntold\n");

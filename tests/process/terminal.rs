@@ -646,6 +646,61 @@ fn a_stopped_pglock_whose_lock_is_lost_does_not_let_the_command_continue() {
 }
 
 #[test]
+fn a_stopped_pglock_whose_server_was_restarted_does_not_let_the_command_continue() {
+    let server = Server::new();
+    let mut pty = Pty::new(&server);
+    pty.line(&format!("pglock {READY}"));
+    pty.expect("ready");
+    let command = command_of(pty.pglock());
+    wait_for_foreground(&pty, command);
+    pty.press(CTRL_Z);
+    pty.expect("Stopped");
+    pty.prompt();
+    // The lease was lifted: others may have had the lock since, and given it up.
+    server.restart(Stop::Fast);
+    pty.line("fg");
+    let said = pty.prompt();
+    assert!(
+        said.contains("the lock is lost: the session that held it is gone; killing"),
+        "{said}"
+    );
+    assert_eq!(status(&mut pty), "124");
+    wait_for_end("the command", command);
+}
+
+#[test]
+fn the_lock_of_a_stopped_pglock_is_not_free_before_the_group_is_gone() {
+    let server = Server::new();
+    let mut pty = Pty::new(&server);
+    // It takes the kernel some time to free what this has in memory; until then it is there.
+    pty.line(
+        "pglock --ttl 3 --grace 0 sh -c '{ head -c 300000000 /dev/zero; echo rea\"\"dy >/dev/tty; \
+         exec sleep 1000; } | tail >/dev/null'",
+    );
+    pty.expect("ready");
+    let command = command_of(pty.pglock());
+    wait_for_foreground(&pty, command);
+    pty.press(CTRL_Z);
+    pty.expect("Stopped");
+    pty.prompt();
+    let group = processes::members(command);
+    let mut other = server.session();
+    other.send("select pg_advisory_lock(1)");
+    eventually("it waits", PATIENCE, || server.waiters(1).first().copied());
+    // It answers nothing until pglock gives up.
+    let backend = Pid::from_raw(server.holders(1)[0]);
+    kill(backend, Signal::SIGSTOP).expect("freeze the backend");
+    pty.line("fg");
+    pty.expect("now that pglock is continued; killing the command");
+    kill(backend, Signal::SIGCONT).expect("thaw the backend");
+    other.answer();
+    let left: Vec<Pid> = group.into_iter().filter(|pid| is_alive(*pid)).collect();
+    assert!(left.is_empty(), "{left:?}");
+    pty.prompt();
+    assert_eq!(status(&mut pty), "124");
+}
+
+#[test]
 fn neither_does_a_signal_that_comes_before_pglock_knows() {
     let server = Server::new();
     let proxy = Proxy::new(&server);

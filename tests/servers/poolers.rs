@@ -963,3 +963,47 @@ fn a_pooler_that_has_too_many_clients_is_tried_again() {
         run.wait().assert_status(0).assert_stdout("it runs\n");
     }
 }
+
+#[test]
+fn a_pooler_that_is_slow_to_try_again_has_its_server_back_in_time() {
+    thread::scope(|scope| {
+        for how in [Stop::Fast, Stop::Immediate] {
+            scope.spawn(move || {
+                let server = Server::new();
+                // If it finds the server down, it does not look again for 15 s.
+                let pooler = Pgbouncer::new(&server, "transaction", 5, &[]);
+                let holder = pooler.pglock().hold();
+                server.restart(how);
+                let again = within(PATIENCE, || {
+                    holder.stderr().contains("taken again").then_some(())
+                });
+                assert!(
+                    again.is_some(),
+                    "{how:?}: {}\n{}",
+                    holder.stderr(),
+                    pooler.log()
+                );
+                assert_eq!(server.holders(1).len(), 1);
+                holder.finish().assert_status(0);
+            });
+        }
+    });
+}
+
+#[test]
+fn what_a_pooler_says_of_the_end_of_a_session_is_in_the_log() {
+    let server = Server::new();
+    let pooler = Pgbouncer::new(&server, "transaction", 5, &["idle_transaction_timeout = 1"]);
+    let holder = pooler.pglock().hold();
+    let output = holder.wait();
+    output.assert_status(124);
+    let log = output.stderr();
+    let line = log
+        .lines()
+        .find(|line| line.contains("the connection to the server was lost, "));
+    assert!(
+        line.is_some_and(|line| line.ends_with(": idle transaction timeout")),
+        "{}",
+        output.report()
+    );
+}

@@ -39,6 +39,15 @@ pub fn group(pid: Pid) -> Option<Pid> {
     Some(Pid::from_raw(stat(pid)?.get(2)?.parse().ok()?))
 }
 
+/// The processes of a group that are more than zombies.
+pub fn members(of: Pid) -> Vec<Pid> {
+    let entries = fs::read_dir("/proc").expect("/proc").flatten();
+    entries
+        .filter_map(|entry| Some(Pid::from_raw(entry.file_name().to_str()?.parse().ok()?)))
+        .filter(|pid| group(*pid) == Some(of) && is_alive(*pid))
+        .collect()
+}
+
 /// The session of a process.
 pub fn session(pid: Pid) -> Option<Pid> {
     Some(Pid::from_raw(stat(pid)?.get(3)?.parse().ok()?))
@@ -89,6 +98,12 @@ pub fn sleeps(pid: Pid) -> u64 {
         .find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"))
         .expect("the count of voluntary switches");
     line.trim().parse().expect("a number")
+}
+
+/// How long a process has been on a processor in its own right, in hundredths of a second.
+pub fn processor_time(pid: Pid) -> u64 {
+    let words = stat(pid).expect("a process");
+    words[11].parse().expect("a number")
 }
 
 /// What a descriptor of a process leads to; `None` where it is closed.

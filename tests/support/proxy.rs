@@ -47,6 +47,8 @@ pub enum What {
     Close,
     /// Resets it.
     Reset,
+    /// Resets it for the client only: the server learns nothing, and hears nothing any more.
+    ResetClient,
     /// Carries nothing any more, for good, in either direction.
     Silence,
     /// Says this to the client in the server's stead, and ends it.
@@ -188,7 +190,7 @@ impl Proxy {
 
     /// Does this to all connections that exist, now.
     pub fn strike(&self, what: What) {
-        let ends = what != What::Silence;
+        let ends = !matches!(what, What::Silence | What::ResetClient);
         self.change(|plan| plan.orders.push(what));
         eventually("the proxy has obeyed", PATIENCE, || {
             let plan = self.plan();
@@ -281,6 +283,23 @@ impl Side {
             full: false,
             written: 0,
         }
+    }
+
+    /// From now on the socket's end is a reset.
+    fn make_close_a_reset(&self) {
+        let linger = nix::libc::linger {
+            l_onoff: 1,
+            l_linger: 0,
+        };
+        let _ = setsockopt(&self.fd, Linger, &linger);
+    }
+
+    /// Resets the connection. What is left is a socket to nobody.
+    fn reset(&mut self) {
+        self.make_close_a_reset();
+        let (nobody, _) = UnixStream::pair().expect("a pair of sockets");
+        self.fd = nobody.into();
+        self.ended = true;
     }
 
     /// Writes what is due, but no more than `limit` bytes in all; false if the socket is broken.
@@ -483,6 +502,10 @@ impl Link {
     fn obey(&mut self, what: What) {
         match what {
             What::Silence => self.stranded = true,
+            What::ResetClient => {
+                self.stranded = true;
+                self.client.reset();
+            }
             what => {
                 if let What::Say(bytes) = &what {
                     self.client.queue.push_back((Instant::now(), bytes.clone()));
@@ -552,12 +575,8 @@ impl Link {
             if *end != What::Reset {
                 self.client.flush(soon, u64::MAX);
             } else {
-                let linger = nix::libc::linger {
-                    l_onoff: 1,
-                    l_linger: 0,
-                };
                 for side in [&self.client, &self.server] {
-                    let _ = setsockopt(&side.fd, Linger, &linger);
+                    side.make_close_a_reset();
                 }
             }
             return false;
