@@ -9,7 +9,8 @@
 //! newcomers hold off then. The message of a session that an administrator ends is the same as that of one which ends in a
 //! shutdown, and in a smart shutdown the sessions of others live on: so a command is frozen until its lock is retaken. It runs
 //! on meanwhile only where the server has said, in the holding session, that all sessions end, or where it is seen to
-//! have gone down right after.
+//! have gone down right after, and has said something of an end. Where nothing was said, it may be a program in between that
+//! has gone.
 #![deny(
     clippy::wildcard_enum_match_arm,
     clippy::match_wildcard_for_single_variants
@@ -380,7 +381,9 @@ pub struct State {
     losses: u32,
     /// When the session was lost that held the lock.
     lost_at: Moment,
-    /// Whether the server has said since, right after, that it does not serve.
+    /// Whether the server has said that it ended that session.
+    was_told: bool,
+    /// Whether it has said since, right after, that it does not serve.
     goes_down: bool,
     /// Whether it has served since: then that session was ended alone, whatever happens later.
     ended_alone: bool,
@@ -414,6 +417,7 @@ impl State {
             patience: ATTEMPT,
             losses: 0,
             lost_at: sent,
+            was_told: false,
             goes_down: false,
             ended_alone: false,
             evicted: false,
@@ -712,7 +716,7 @@ impl State {
                 self.terminate(Why::NoLease, now + self.policy.grace);
             }
             Stage::Running => {
-                self.note_loss(now);
+                self.note_loss(loss, now);
                 match loss {
                     // It was the holder when all ended, so nobody has had the lock since, and newcomers hold off.
                     Loss::All => {}
@@ -738,12 +742,12 @@ impl State {
             Stage::Killed(_) => {}
             // It is looked for when pglock is continued.
             Stage::Suspending(_) => {
-                self.note_loss(now);
+                self.note_loss(loss, now);
                 self.link = Link::Down(now);
                 self.suspend();
             }
             Stage::Suspended => {
-                self.note_loss(now);
+                self.note_loss(loss, now);
                 self.link = Link::Down(now);
             }
             Stage::Resuming(_) => self.kill(Why::GoneMeanwhile, now),
@@ -751,8 +755,12 @@ impl State {
     }
 
     /// The session that held the lock is gone.
-    fn note_loss(&mut self, now: Moment) {
+    fn note_loss(&mut self, loss: Loss, now: Moment) {
         self.lost_at = now;
+        self.was_told = match loss {
+            Loss::Cut => false,
+            Loss::One | Loss::All => true,
+        };
         self.goes_down = false;
         self.ended_alone = false;
         self.evicted = false;
@@ -799,13 +807,16 @@ impl State {
         }
         match self.stage {
             Stage::Frozen => {
-                let is_fresh = now <= self.lost_at + FRESH && !self.ended_alone;
+                // A pooler lets in whether or not its server is there, and its words may be its own.
+                let is_fresh =
+                    now <= self.lost_at + FRESH && !self.ended_alone && !self.policy.pooled;
                 let all_are_gone = match barrier {
                     Barrier::NotServing => {
                         self.goes_down |= is_fresh;
                         false
                     }
-                    Barrier::Starting | Barrier::Down => true,
+                    // A program in between may have gone, where the server has said nothing.
+                    Barrier::Starting | Barrier::Down => self.was_told || self.goes_down,
                     // It went down and is down: something else in the way would be a strange chance.
                     Barrier::Unreachable => self.goes_down,
                     Barrier::Refused | Barrier::Silence => false,

@@ -153,6 +153,22 @@ fn a_command_in_its_grace_whose_lock_is_lost_again_is_killed_at_once() {
     );
 }
 
+#[test]
+fn a_forwarder_of_a_unix_socket_that_goes_away_is_no_server_that_goes_down() {
+    let server = Server::new();
+    let mut forwarder = net::Forwarder::new(&server.socket());
+    let clock = Clock::new();
+    let run = start(
+        on(&server).env("PGLOCK_HOST", forwarder.socket_dir()),
+        &clock.script(),
+    );
+    let mut other = waiter(&server, 1);
+    forwarder.end();
+    other.answer();
+    let output = clock.stands_still_to_the_end(run);
+    output.assert_status(124).assert_stdout("ready\n");
+}
+
 // A connection that is reset on one side
 
 #[test]

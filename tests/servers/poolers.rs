@@ -7,6 +7,7 @@ use nix::sys::signal::{Signal, kill};
 
 use crate::support::net::{READY, error};
 use crate::support::pgbouncer::Pgbouncer;
+use crate::support::processes::{command_of, wait_for_state};
 use crate::support::wait::within;
 use crate::support::*;
 
@@ -988,6 +989,21 @@ fn a_pooler_that_is_slow_to_try_again_has_its_server_back_in_time() {
             });
         }
     });
+}
+
+#[test]
+fn a_pooler_that_goes_away_is_no_server_that_goes_down() {
+    let server = Server::new();
+    let mut pooler = Pgbouncer::new(&server, "transaction", 5, &[]);
+    let holder = pooler.pglock().hold();
+    let command = command_of(holder.pid());
+    pooler.stop();
+    // Nobody keeps the lock from those who know another way.
+    let other = Pglock::on(&server).flags(["--wait", "30"]).hold();
+    wait_for_state("the command", command, "T");
+    other.finish().assert_status(0);
+    holder.signal(Signal::SIGTERM);
+    holder.wait().assert_status(124);
 }
 
 #[test]

@@ -2,8 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, SocketAddrV4, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
@@ -15,6 +18,8 @@ use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockProtocol, SockType, SockaddrIn, bind, connect,
     getsockname, listen, setsockopt, socket,
 };
+
+use super::Scratch;
 
 fn tcp_socket(flags: SockFlag) -> OwnedFd {
     socket(
@@ -213,6 +218,83 @@ impl Drop for FakeServer {
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
+    }
+}
+
+/// Passes on what comes to a Unix socket of its own, as a program beside a container does, or ssh.
+pub struct Forwarder {
+    home: Scratch,
+    ends: Arc<Mutex<Vec<UnixStream>>>,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Forwarder {
+    /// In front of this socket.
+    pub fn new(target: &Path) -> Forwarder {
+        let home = Scratch::new();
+        let name = target.file_name().expect("a file");
+        let socket = home.path().join(name);
+        let listener = UnixListener::bind(&socket).expect("listen");
+        std::fs::set_permissions(&socket, PermissionsExt::from_mode(0o777)).expect("chmod");
+        let target = target.to_owned();
+        let ends: Arc<Mutex<Vec<UnixStream>>> = Arc::default();
+        let stop = Arc::new(AtomicBool::new(false));
+        let (book, stopped) = (Arc::clone(&ends), Arc::clone(&stop));
+        let thread = thread::spawn(move || {
+            for client in listener.incoming() {
+                if stopped.load(Ordering::SeqCst) {
+                    break;
+                }
+                let (Ok(client), Ok(server)) = (client, UnixStream::connect(&target)) else {
+                    continue;
+                };
+                for (from, to) in [(&client, &server), (&server, &client)] {
+                    let [mut from, mut to] = [from, to].map(|end| end.try_clone().expect("dup"));
+                    thread::spawn(move || {
+                        let _ = std::io::copy(&mut from, &mut to);
+                        let _ = to.shutdown(Shutdown::Both);
+                    });
+                }
+                book.lock().expect("the ends").extend([client, server]);
+            }
+        });
+        Forwarder {
+            home,
+            ends,
+            stop,
+            thread: Some(thread),
+        }
+    }
+
+    /// The directory of its socket, which serves as a host name.
+    pub fn socket_dir(&self) -> PathBuf {
+        self.home.path().to_owned()
+    }
+
+    /// Ends it, and its connections with it.
+    pub fn end(&mut self) {
+        let Some(thread) = self.thread.take() else {
+            return;
+        };
+        self.stop.store(true, Ordering::SeqCst);
+        // Wakes the thread.
+        for entry in std::fs::read_dir(self.home.path())
+            .expect("the folder")
+            .flatten()
+        {
+            let _ = UnixStream::connect(entry.path());
+        }
+        let _ = thread.join();
+        for end in self.ends.lock().expect("the ends").drain(..) {
+            let _ = end.shutdown(Shutdown::Both);
+        }
+    }
+}
+
+impl Drop for Forwarder {
+    fn drop(&mut self) {
+        self.end();
     }
 }
 
