@@ -110,7 +110,9 @@ pub fn barrier(error: &Error, to_socket: bool) -> Barrier {
         } else {
             Barrier::NotServing
         }
-    } else if error.reached || error.sqlstate.is_some() {
+    } else if error.sqlstate.is_some() {
+        Barrier::Denied
+    } else if error.reached {
         Barrier::Refused
     } else if to_socket && (says("Connection refused") || says("No such file or directory")) {
         Barrier::Down
@@ -189,7 +191,7 @@ mod tests {
                 "28P01",
                 "password authentication failed",
                 false,
-                Barrier::Refused,
+                Barrier::Denied,
             ),
             ("", "Connection refused", true, Barrier::Down),
             ("", "No such file or directory", true, Barrier::Down),

@@ -9,8 +9,8 @@
 //! newcomers hold off then. The message of a session that an administrator ends is the same as that of one which ends in a
 //! shutdown, and in a smart shutdown the sessions of others live on: so a command is frozen until its lock is retaken. It runs
 //! on meanwhile only where the server has said, in the holding session, that all sessions end, or where it is seen to
-//! have gone down right after, and has said something of an end. Where nothing was said, it may be a program in between that
-//! has gone.
+//! have gone down right after: by a server that has said something of an end, and has served nobody since. Where nothing was
+//! said, it may be a program in between that has gone.
 #![deny(
     clippy::wildcard_enum_match_arm,
     clippy::match_wildcard_for_single_variants
@@ -127,7 +127,9 @@ pub enum Barrier {
     Down,
     /// It could not be reached, be it that it is down or that something is in the way.
     Unreachable,
-    /// It, or a pooler, does not let this client in.
+    /// It serves, and says that it does not let this client in.
+    Denied,
+    /// This client is not let in, be it by a pooler or by what there is on the way, or cannot connect.
     Refused,
     /// No answer in time.
     Silence,
@@ -385,8 +387,9 @@ pub struct State {
     was_told: bool,
     /// Whether it has said since, right after, that it does not serve.
     goes_down: bool,
-    /// Whether it has served since: then that session was ended alone, whatever happens later.
-    ended_alone: bool,
+    /// Since when it is known to have served without that session: if it goes down later, that is not what ended it. Of
+    /// a server behind a pooler this is never known: that lets in whether or not it is there, and its words may be its own.
+    served_at: Option<Moment>,
     /// Whether pglock has tried to end the backend of that session.
     evicted: bool,
     /// Why the last attempt to reach the server failed.
@@ -419,7 +422,7 @@ impl State {
             lost_at: sent,
             was_told: false,
             goes_down: false,
-            ended_alone: false,
+            served_at: None,
             evicted: false,
             reason: None,
             end_by: None,
@@ -728,12 +731,7 @@ impl State {
                 }
                 self.link = Link::Down(self.first_retry_at(loss, had_answered, now));
             }
-            Stage::Frozen => {
-                // The server has let a client in after the end of the session that held the lock: if it restarts now, that
-                // is not what ended that session. A pooler lets in whether or not its server is there.
-                self.ended_alone |= !self.policy.pooled;
-                self.link = Link::Down(self.next_retry_at(now));
-            }
+            Stage::Frozen => self.link = Link::Down(self.next_retry_at(now)),
             Stage::Terminating(_) => match loss {
                 Loss::Cut | Loss::One => self.kill(Why::GoneAgain, now),
                 // The lease says until when nobody else has the lock.
@@ -762,7 +760,7 @@ impl State {
             Loss::One | Loss::All => true,
         };
         self.goes_down = false;
-        self.ended_alone = false;
+        self.served_at = None;
         self.evicted = false;
         self.reason = None;
     }
@@ -790,8 +788,18 @@ impl State {
         now + pause.min(LONGEST_RETRY)
     }
 
+    /// The server serves, as this client has learnt.
+    fn note_service(&mut self, now: Moment) {
+        if !self.policy.pooled {
+            self.served_at.get_or_insert(now);
+        }
+    }
+
     fn not_connected(&mut self, barrier: Barrier, reason: String, now: Moment) {
         self.reason = Some(reason);
+        if barrier == Barrier::Denied {
+            self.note_service(now);
+        }
         if let Link::Connecting = self.link {
             self.link = match barrier {
                 Barrier::Silence => {
@@ -802,26 +810,26 @@ impl State {
                 | Barrier::Starting
                 | Barrier::Down
                 | Barrier::Unreachable
+                | Barrier::Denied
                 | Barrier::Refused => Link::Down(now + RETRY),
             };
         }
         match self.stage {
             Stage::Frozen => {
-                // A pooler lets in whether or not its server is there, and its words may be its own.
-                let is_fresh =
-                    now <= self.lost_at + FRESH && !self.ended_alone && !self.policy.pooled;
+                let is_fresh = now <= self.lost_at + FRESH;
+                let speaks_of_loss = is_fresh && self.served_at.is_none() && !self.policy.pooled;
                 let all_are_gone = match barrier {
                     Barrier::NotServing => {
-                        self.goes_down |= is_fresh;
+                        self.goes_down |= speaks_of_loss;
                         false
                     }
                     // A program in between may have gone, where the server has said nothing.
                     Barrier::Starting | Barrier::Down => self.was_told || self.goes_down,
                     // It went down and is down: something else in the way would be a strange chance.
                     Barrier::Unreachable => self.goes_down,
-                    Barrier::Refused | Barrier::Silence => false,
+                    Barrier::Denied | Barrier::Refused | Barrier::Silence => false,
                 };
-                if all_are_gone && is_fresh {
+                if all_are_gone && speaks_of_loss {
                     self.unfreeze();
                 }
             }
@@ -841,6 +849,7 @@ impl State {
         }
         match self.stage {
             Stage::Running | Stage::Frozen => {
+                self.note_service(now);
                 self.patience = ATTEMPT;
                 self.rename_at = self.policy.rename.then_some(now);
                 self.ask(Question::Retake, now);
@@ -892,8 +901,13 @@ impl State {
         }
     }
 
+    /// Whether the server has lost all its sessions since its last sign, and the one that held the lock with them.
     fn was_restarted(&self, age: Duration, sent: Moment, now: Moment) -> Option<bool> {
-        self.lease()?.was_restarted(age, sent, now)
+        let restarted = self.lease()?.was_restarted(age, sent, now)?;
+        let served_before = self
+            .served_at
+            .is_some_and(|served_at| age < sent.saturating_sub(served_at));
+        Some(restarted && !served_before)
     }
 
     /// The answer to an attempt to take the lock again, sent at this moment.
@@ -958,7 +972,7 @@ impl State {
                 self.renew(sent);
                 if self.lease_is_over(now) {
                     self.kill(Why::RetakenLate, now);
-                } else if restarted && !self.ended_alone {
+                } else if restarted {
                     self.unfreeze();
                     self.say(Line::Restarted(time));
                 } else if self.policy.kill_on_loss {

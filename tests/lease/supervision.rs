@@ -132,6 +132,54 @@ fn a_session_terminated_in_a_smart_shutdown_leaves_the_command_stopped() {
 }
 
 #[test]
+fn one_that_is_refused_by_a_server_that_serves_is_not_continued_when_it_stops() {
+    let server = Server::new();
+    let clock = Clock::new();
+    server.psql("create role keeper login");
+    let run = start(on(&server).env("PGLOCK_USER", "keeper"), &clock.script());
+    let mut other = waiter(&server, 1);
+    server.psql("alter role keeper nologin");
+    terminate_holder(&server, 1);
+    other.answer();
+    wait_for_state("the command", command_of(run.pid()), "T");
+    eventually("it was refused", PATIENCE, || {
+        server
+            .log()
+            .contains("not permitted to log in")
+            .then_some(())
+    });
+    server.stop(Stop::Fast);
+    let output = clock.stands_still_to_the_end(run);
+    output.assert_status(124).assert_stdout("ready\n");
+}
+
+#[test]
+fn one_that_was_refused_before_a_restart_does_not_take_the_lock_for_its_own() {
+    let server = Server::new();
+    server.psql("create role keeper login");
+    let run = start(
+        Pglock::on(&server).flags(LONG).env("PGLOCK_USER", "keeper"),
+        POLITE,
+    );
+    let mut other = waiter(&server, 1);
+    server.psql("alter role keeper nologin");
+    terminate_holder(&server, 1);
+    other.answer();
+    eventually("it was refused", PATIENCE, || {
+        server
+            .log()
+            .contains("not permitted to log in")
+            .then_some(())
+    });
+    server.restart(Stop::Immediate);
+    server.psql("alter role keeper login");
+    let output = run.wait();
+    output.assert_status(124).assert_stdout("ready\ntold\n");
+    assert_says(&output, &["somebody may have had it meanwhile"]);
+    assert_never_says(&output, &["nobody has had it"]);
+}
+
+#[test]
 fn a_command_in_its_grace_whose_lock_is_lost_again_is_killed_at_once() {
     let server = Server::new();
     let run = start(
