@@ -894,6 +894,7 @@ impl State {
     fn renew(&mut self, sent: Moment) {
         self.heard = self.heard.max(sent);
         self.losses = 0;
+        self.reason = None;
         if let Some(lease) = self.lease()
             && self.policy.kill_on_loss
         {

@@ -511,6 +511,24 @@ fn the_line_on_a_lost_lock_says_what_was_in_the_way() {
 }
 
 #[test]
+fn what_was_in_the_way_once_is_not_named_for_a_later_loss() {
+    let server = Server::new();
+    let proxy = Proxy::new(&server);
+    let (run, _) = frozen(&proxy, Pglock::at(proxy.port()).flags(LONG), SINGLE);
+    server.restart(Stop::Fast);
+    proxy.accept();
+    run.wait_for_line("nobody has had it meanwhile");
+    proxy.silence();
+    let output = run.wait();
+    output.assert_status(124);
+    assert_says(
+        &output,
+        &["the lock is lost: no answer from the server for "],
+    );
+    assert_never_says(&output, &["refused"]);
+}
+
+#[test]
 fn a_restart_does_not_end_the_command_of_one_who_may_start_no_further_process() {
     if !Uid::effective().is_root() || !there_is("setpriv") || !there_is("prlimit") {
         eprintln!("skipped: root has no limit, and only root can become somebody who has");
