@@ -989,6 +989,7 @@ impl State {
     /// Somebody holds the lock; if it is the backend of the session that is gone, which has not noticed yet, its age is
     /// known. A backend that was there at the last sign, under the number that it had then, is that one.
     fn holder_known(&mut self, age: Option<Duration>, now: Moment) {
+        let is_own = age.is_some_and(|age| age > now.saturating_sub(self.heard));
         match self.stage {
             Stage::Running
             | Stage::Frozen

@@ -462,3 +462,47 @@ fn on_loss_continue_stops_nothing() {
         assert_eq!(state.stage, Stage::Running);
     }
 }
+
+/// A command whose server has said that all sessions end, and that has asked for its lock again.
+fn asking() -> State {
+    let mut state = lost_so(policy(15.0, 5.0), Loss::All, 101.0);
+    let effects = state.on(Event::Connected, at(102.0));
+    assert_eq!(effects, [Effect::Ask(Question::Retake)]);
+    state
+}
+
+#[test]
+fn a_lock_that_is_retaken_late_is_kept_until_the_command_has_ended() {
+    for deadline in [109.0, 114.0] {
+        let mut state = asking();
+        state.on(Event::Tick, at(109.0));
+        state.on(Event::Tick, at(deadline));
+        let effects = state.on(retake(Retake::Held(at(20.0))), at(deadline + 0.1));
+        assert!(!effects.contains(&Effect::Disconnect), "{effects:?}");
+        // It was not known whether the server restarted before the question or after.
+        let mut state = asking();
+        let effects = state.on(retake(Retake::Held(at(5.0))), at(108.0));
+        assert_eq!(effects, [Effect::Ask(Question::Age)]);
+        state.on(Event::Tick, at(109.0));
+        state.on(Event::Tick, at(deadline));
+        let age = Event::Answered(Answer::Age(at(6.0)));
+        let effects = state.on(age, at(deadline + 0.1));
+        assert!(!effects.contains(&Effect::Disconnect), "{effects:?}");
+    }
+}
+
+#[test]
+fn a_command_that_has_its_grace_is_killed_when_somebody_else_has_the_lock() {
+    let mut state = asking();
+    state.on(Event::Tick, at(109.0));
+    let effects = state.on(retake(Retake::Busy), at(110.0));
+    assert!(effects.contains(&Effect::Kill), "{effects:?}");
+    // One that is not this pglock's own, as it turns out.
+    let mut state = asking();
+    let effects = state.on(retake(Retake::Busy), at(108.0));
+    assert_eq!(effects, [Effect::Ask(Question::Holder)]);
+    state.on(Event::Tick, at(109.0));
+    let other = Event::Answered(Answer::Holder(Some(at(1.0))));
+    let effects = state.on(other, at(110.0));
+    assert!(effects.contains(&Effect::Kill), "{effects:?}");
+}
