@@ -1128,8 +1128,15 @@ impl State {
                 }
             }
             // Not with a SIGCONT behind it.
-            Stage::Killed(_) | Stage::Suspending(_) | Stage::Suspended | Stage::Resuming(_) => {
+            Stage::Killed(_) | Stage::Suspending(_) | Stage::Suspended => {
                 self.effects.push(Effect::Signal(signal));
+            }
+            // As a frozen one.
+            Stage::Resuming(by) => {
+                self.effects.push(Effect::Signal(signal));
+                if asks_to_end(signal) {
+                    self.stage = Stage::Resuming(by.min(now + self.policy.grace));
+                }
             }
         }
     }

@@ -701,6 +701,37 @@ fn the_lock_of_a_stopped_pglock_is_not_free_before_the_group_is_gone() {
 }
 
 #[test]
+fn one_that_is_continued_while_its_server_does_not_answer_can_be_told_to_end() {
+    let server = Server::new();
+    let mut pty = Pty::new(&server);
+    for keys in [false, true] {
+        pty.line(&format!("pglock --ttl 600 --grace 1 {READY}"));
+        pty.expect("ready");
+        let pglock = pty.pglock();
+        let command = command_of(pglock);
+        wait_for_foreground(&pty, command);
+        pty.press(CTRL_Z);
+        pty.expect("Stopped");
+        pty.prompt();
+        let backend = Pid::from_raw(server.holders(1)[0]);
+        kill(backend, Signal::SIGSTOP).expect("freeze the backend");
+        pty.line("fg");
+        wait_for_foreground(&pty, group(pglock).expect("a group"));
+        if keys {
+            pty.press(CTRL_C);
+        } else {
+            kill(pglock, Signal::SIGTERM).expect("tell pglock to end");
+        }
+        let said = pty.prompt();
+        assert!(said.contains("killing the command"), "{said}");
+        assert_eq!(status(&mut pty), "124");
+        wait_for_end("the command", command);
+        kill(backend, Signal::SIGCONT).expect("thaw the backend");
+        wait_for_free_lock(&server);
+    }
+}
+
+#[test]
 fn neither_does_a_signal_that_comes_before_pglock_knows() {
     let server = Server::new();
     let proxy = Proxy::new(&server);
