@@ -24,7 +24,7 @@ use crate::sys::{Change, Signal};
 
 /// How long to wait between two attempts to reach the server again.
 const RETRY: Duration = Duration::from_millis(100);
-/// The longest such wait, for a server that lets in and closes.
+/// The longest such wait, for a server that lets in and closes, or does not let in.
 const LONGEST_RETRY: Duration = Duration::from_secs(1);
 /// How long to leave a pooler alone whose server has gone. PgBouncer, if it finds that it cannot log in, does not try again
 /// for its `server_login_retry`, 15 s by default: so the first attempt has to come when the server is back.
@@ -379,7 +379,7 @@ pub struct State {
     rename_at: Option<Moment>,
     /// How long the next attempt to reach the server may take.
     patience: Duration,
-    /// How often in a row a session was lost that had answered nothing.
+    /// How often in a row it was tried to no avail, though somebody was there.
     losses: u32,
     /// When the session was lost that held the lock.
     lost_at: Moment,
@@ -781,7 +781,7 @@ impl State {
         }
     }
 
-    /// When to try again after the loss of a session that has answered nothing.
+    /// When to try again where an attempt has led to a session that answered nothing, or to none for a reason that lasts.
     fn next_retry_at(&mut self, now: Moment) -> Moment {
         let pause = RETRY * 2_u32.pow(self.losses.min(10));
         self.losses += 1;
@@ -806,12 +806,11 @@ impl State {
                     self.patience *= 2;
                     Link::Down(now)
                 }
-                Barrier::NotServing
-                | Barrier::Starting
-                | Barrier::Down
-                | Barrier::Unreachable
-                | Barrier::Denied
-                | Barrier::Refused => Link::Down(now + RETRY),
+                Barrier::NotServing | Barrier::Starting | Barrier::Down | Barrier::Unreachable => {
+                    Link::Down(now + RETRY)
+                }
+                // It would do so again.
+                Barrier::Denied | Barrier::Refused => Link::Down(self.next_retry_at(now)),
             };
         }
         match self.stage {
