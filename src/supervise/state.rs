@@ -992,10 +992,10 @@ impl State {
         match self.stage {
             Stage::Running
             | Stage::Frozen
+            | Stage::Terminating(_)
             | Stage::Suspending(_)
             | Stage::Suspended
             | Stage::Resuming(_) => {
-                let is_own = age.is_some_and(|age| age > now.saturating_sub(self.heard));
                 if is_own {
                     self.evicted = true;
                     self.ask(Question::Evict, now);
@@ -1003,7 +1003,6 @@ impl State {
                     self.kill(Why::Taken, now);
                 }
             }
-            Stage::Terminating(_) => self.kill(Why::Taken, now),
             Stage::Killed(_) => self.disconnect(),
         }
     }

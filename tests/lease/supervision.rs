@@ -11,7 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::Mode;
 use nix::unistd::{Pid, Uid, mkfifo};
 
-use crate::lease::{
+use crate::lease::lease::{
     DEAF, LATE, LONG, POLITE, SHORT, SINGLE, UNTIL_TOLD, assert_never_says, assert_says, at, on,
     start, terminate_holder,
 };

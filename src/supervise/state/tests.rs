@@ -88,6 +88,11 @@ fn events() -> Vec<(&'static str, Link, Event)> {
             not_connected(Barrier::Unreachable),
         ),
         (
+            "not connected: denied",
+            Link::Connecting,
+            not_connected(Barrier::Denied),
+        ),
+        (
             "not connected: refused",
             Link::Connecting,
             not_connected(Barrier::Refused),
@@ -248,6 +253,7 @@ fn each_pair_of_stage_and_event_is_decided_as_the_table_says() {
             state.link = link;
             state.lost_at = at(NOW - 0.5);
             state.heard = at(HEARD);
+            state.was_told = true;
             let effects = state.on(event.clone(), at(NOW));
             let effects: Vec<_> = effects.iter().map(shown).collect();
             let after = match state.stage {
