@@ -15,6 +15,8 @@
 //! the first in the queue looks for a free slot. Who waits for the exclusive lock holds the gate, `(N, -1)`, in
 //! share: between its turns in the server's queue no newcomer passes it who wants to share.
 
+#[cfg(test)]
+mod golden;
 mod release;
 
 pub use release::release;
@@ -23,7 +25,8 @@ use std::ffi::CString;
 use std::fmt;
 use std::time::Duration;
 
-use crate::pq::{Connection, Error, Outcome};
+use crate::pq::{Error, Outcome};
+use crate::server::dialect::Dialect;
 use crate::server::session_settings::{Hold, Settings};
 use crate::sys;
 
@@ -175,7 +178,7 @@ impl Claim {
     /// The name of the lock cannot be said to the server.
     pub fn try_sql(
         &self,
-        connection: &Connection,
+        dialect: &dyn Dialect,
         hold: Hold,
         caution: Caution,
         waits: bool,
@@ -183,9 +186,9 @@ impl Claim {
     ) -> Result<CString, Error> {
         let try_lock = self.function("try_advisory", hold);
         let attempt = if self.slots == 1 {
-            let call = self.call(connection, &try_lock, "1")?;
+            let call = self.call(dialect, &try_lock, "1")?;
             let gate = if self.shared {
-                format!("not {} and ", self.gate_is_held(connection)?)
+                format!("not {} and ", self.gate_is_held(dialect)?)
             } else {
                 String::new()
             };
@@ -196,10 +199,10 @@ impl Claim {
             };
             format!(
                 "when not ({gate}{call}{settle}) then 'busy' else {}",
-                self.held(connection, "1", hold)?
+                self.held(dialect, "1", hold)?
             )
         } else {
-            let door = self.beside(connection, DOOR)?;
+            let door = self.beside(dialect, DOOR)?;
             let gate = if waits && hold == Hold::Session {
                 // Given back with the end of this query's own transaction.
                 format!("pg_catalog.pg_try_advisory_xact_lock({door})")
@@ -207,12 +210,12 @@ impl Claim {
                 "true".to_owned()
             };
             self.any_slot(
-                connection,
+                dialect,
                 hold,
                 &format!(
                     "(select slot from pg_catalog.generate_series(1, {}) slot where {gate} and {} limit 1) s",
                     self.slots,
-                    self.call(connection, &try_lock, "slot")?
+                    self.call(dialect, &try_lock, "slot")?
                 ),
             )?
         };
@@ -225,8 +228,8 @@ impl Claim {
         Ok(query(&format!(
             "{}{unhurried}select {}when {} then '' {attempt} end; {PROOF}",
             begin(hold),
-            guards(connection, hold, caution, self.settings.ttl),
-            self.settings.condition(connection, hold, 0),
+            guards(dialect, hold, caution, self.settings.ttl),
+            self.settings.condition(dialect, hold, 0),
         )))
     }
 
@@ -241,26 +244,26 @@ impl Claim {
     /// As [`try_sql`](Self::try_sql).
     pub fn wait_sql(
         &self,
-        connection: &Connection,
+        dialect: &dyn Dialect,
         milliseconds: u32,
         first: bool,
     ) -> Result<CString, Error> {
         let turn = milliseconds.clamp(1, TURN);
         let lock = self.function("advisory", Hold::Session);
         let (enter, wait) = if self.slots == 1 {
-            let wait = format!("perform {};", self.call(connection, &lock, "1")?);
+            let wait = format!("perform {};", self.call(dialect, &lock, "1")?);
             let leave = if self.shared {
                 String::new()
             } else {
-                let gate = self.beside(connection, GATE)?;
+                let gate = self.beside(dialect, GATE)?;
                 format!("perform pg_catalog.pg_advisory_unlock_shared({gate});")
             };
             (
-                self.enter_gate(connection, turn, first)?,
+                self.enter_gate(dialect, turn, first)?,
                 format!("{wait} {leave}"),
             )
         } else {
-            let door = self.beside(connection, DOOR)?;
+            let door = self.beside(dialect, DOOR)?;
             let enter = if first {
                 String::new()
             } else {
@@ -278,14 +281,14 @@ impl Claim {
                  end loop; \
                  perform pg_catalog.pg_advisory_unlock({door});",
                 slots = self.slots,
-                call = self.call(connection, &try_lock, "slot")?,
+                call = self.call(dialect, &try_lock, "slot")?,
             );
             (enter, wait)
         };
-        let key = self.key_sql(connection, "slot")?;
+        let key = self.key_sql(dialect, "slot")?;
         // The look for who has released the lock is made once before, so that it is quick when it counts: the
         // session of whoever has is soon gone.
-        let block = connection.quote(&format!(
+        let block = dialect.quote(&format!(
             "declare slot int := 1; released bool; begin \
              begin {enter} exception when lock_not_available then return; end; \
              perform pg_catalog.set_config('pglock.first', 'yes', true); \
@@ -303,16 +306,16 @@ impl Claim {
                     where pg_catalog.current_setting('pglock.slot', true) <> '') s";
         Ok(query(&format!(
             "{}; do {block}; select {}{} end; {PROOF}",
-            self.settings.sql(connection, Hold::Session, turn),
-            guards(connection, Hold::Session, Caution::None, self.settings.ttl),
-            self.any_slot(connection, Hold::Session, slot)?
+            self.settings.sql(dialect, Hold::Session, turn),
+            guards(dialect, Hold::Session, Caution::None, self.settings.ttl),
+            self.any_slot(dialect, Hold::Session, slot)?
         )))
     }
 
     /// The statements that a waiter begins its turn of so many milliseconds with: one who wants the exclusive
     /// lock takes the gate and keeps it from turn to turn, one who would share waits until it is free.
-    fn enter_gate(&self, connection: &Connection, turn: u32, first: bool) -> Result<String, Error> {
-        let gate = self.beside(connection, GATE)?;
+    fn enter_gate(&self, dialect: &dyn Dialect, turn: u32, first: bool) -> Result<String, Error> {
+        let gate = self.beside(dialect, GATE)?;
         let (suffix, leave) = match self.shared {
             true => (
                 "",
@@ -339,15 +342,15 @@ impl Claim {
     ///
     /// # Errors
     /// As [`try_sql`](Self::try_sql).
-    pub fn age_sql(&self, connection: &Connection, hold: Hold) -> Result<CString, Error> {
+    pub fn age_sql(&self, dialect: &dyn Dialect, hold: Hold) -> Result<CString, Error> {
         let ttl = self.settings.ttl.unwrap_or_default().as_secs();
-        let lost = lost_at_the_latest(connection);
+        let lost = lost_at_the_latest(dialect);
         let first = |of_counters: [&str; 3]| {
             let [reset, timed, requested] =
                 of_counters.map(|name| format!("pg_catalog.pg_stat_get_{name}()"));
             format!("{reset} < {START} and {timed} + {requested} = 0")
         };
-        let is_first = match connection.server_version() {
+        let is_first = match dialect.server_version() {
             ..150_000 => "false".to_owned(),
             150_000..170_000 => first([
                 "bgwriter_stat_reset_time",
@@ -369,13 +372,13 @@ impl Claim {
             format!(
                 "exists (select from pg_catalog.pg_lock_status() where locktype = 'advisory' and granted {mode} \
                  and {} and {OWN_DATABASE})",
-                self.condition(connection)?
+                self.condition(dialect)?
             )
         } else {
             "false".to_owned()
         };
         let settings = match hold {
-            Hold::Session => format!("{}; ", self.settings.sql(connection, hold, 0)),
+            Hold::Session => format!("{}; ", self.settings.sql(dialect, hold, 0)),
             Hold::Transaction => String::new(),
         };
         Ok(query(&format!(
@@ -420,7 +423,7 @@ impl Claim {
     ///
     /// # Errors
     /// As [`try_sql`](Self::try_sql).
-    pub fn condition(&self, connection: &Connection) -> Result<String, Error> {
+    pub fn condition(&self, dialect: &dyn Dialect) -> Result<String, Error> {
         let slots = self.slots;
         Ok(match &self.name {
             Name::Id(id) => {
@@ -434,10 +437,10 @@ impl Claim {
                 format!("(({one}){slots})")
             }
             Name::Text(text) => {
-                let text = literal(connection, text)?;
+                let text = literal(dialect, text)?;
                 let door = match slots {
                     1 => String::new(),
-                    _ => format!(" or ({})", self.is_beside(connection, DOOR)?),
+                    _ => format!(" or ({})", self.is_beside(dialect, DOOR)?),
                 };
                 format!(
                     "((objsubid = '1' and {BIGINT} in (select pg_catalog.hashtextextended({text}, slot) \
@@ -449,21 +452,21 @@ impl Claim {
     }
 
     /// The arguments of the key beside the lock with this second number.
-    fn beside(&self, connection: &Connection, second: i32) -> Result<String, Error> {
+    fn beside(&self, dialect: &dyn Dialect, second: i32) -> Result<String, Error> {
         Ok(match &self.name {
             Name::Id(id) => Key::Two(*id as i32, second).to_string(),
             Name::Text(text) => {
-                let hash = hash(connection, text, "1")?;
+                let hash = hash(dialect, text, "1")?;
                 format!("({hash} >> 32)::int, {second}")
             }
         })
     }
 
     /// The condition that a row of the lock table is about that key.
-    fn is_beside(&self, connection: &Connection, second: i32) -> Result<String, Error> {
+    fn is_beside(&self, dialect: &dyn Dialect, second: i32) -> Result<String, Error> {
         let class = match &self.name {
             Name::Id(id) => id.to_string(),
-            Name::Text(text) => format!("{} >> 32 & 4294967295", hash(connection, text, "1")?),
+            Name::Text(text) => format!("{} >> 32 & 4294967295", hash(dialect, text, "1")?),
         };
         let object = second as u32;
         Ok(format!(
@@ -472,11 +475,11 @@ impl Claim {
     }
 
     /// Whether somebody waits for the exclusive lock, and so holds the gate.
-    fn gate_is_held(&self, connection: &Connection) -> Result<String, Error> {
+    fn gate_is_held(&self, dialect: &dyn Dialect) -> Result<String, Error> {
         Ok(format!(
             "exists (select from pg_catalog.pg_lock_status() where locktype = 'advisory' and granted \
              and mode = 'ShareLock' and {} and {OWN_DATABASE})",
-            self.is_beside(connection, GATE)?
+            self.is_beside(dialect, GATE)?
         ))
     }
 
@@ -491,43 +494,43 @@ impl Claim {
     }
 
     /// The call of a function for the slot of this number or expression.
-    fn call(&self, connection: &Connection, function: &str, slot: &str) -> Result<String, Error> {
+    fn call(&self, dialect: &dyn Dialect, function: &str, slot: &str) -> Result<String, Error> {
         Ok(match &self.name {
             Name::Id(id) if self.slots == 1 => format!("{function}({id})"),
             Name::Id(id) => format!(
                 "case {slot} when 1 then {function}({id}) else {function}({}, {slot}) end",
                 *id as i32
             ),
-            Name::Text(text) => format!("{function}({})", hash(connection, text, slot)?),
+            Name::Text(text) => format!("{function}({})", hash(dialect, text, slot)?),
         })
     }
 
     /// The key of the slot of this number or expression, as [`Key`] shows it.
-    fn key_sql(&self, connection: &Connection, slot: &str) -> Result<String, Error> {
+    fn key_sql(&self, dialect: &dyn Dialect, slot: &str) -> Result<String, Error> {
         Ok(match &self.name {
             Name::Id(id) if self.slots == 1 => format!("'{id}'"),
             Name::Id(id) => format!(
                 "case {slot} when 1 then '{id}' else pg_catalog.concat({}, ',', {slot}) end",
                 *id as i32
             ),
-            Name::Text(text) => hash(connection, text, slot)?,
+            Name::Text(text) => hash(dialect, text, slot)?,
         })
     }
 
     /// The last branch of the verdict for a lock of which a slot may have been taken; `slot` is a table of that
     /// slot, empty where none was.
-    fn any_slot(&self, connection: &Connection, hold: Hold, slot: &str) -> Result<String, Error> {
+    fn any_slot(&self, dialect: &dyn Dialect, hold: Hold, slot: &str) -> Result<String, Error> {
         Ok(format!(
             "else coalesce((select {} from {slot}), case pg_catalog.current_setting('pglock.first', true) \
              when 'yes' then 'first' else 'busy' end)",
-            self.held(connection, "slot", hold)?
+            self.held(dialect, "slot", hold)?
         ))
     }
 
     /// The word for a lock that is held in this slot, its key and the token. In a transaction that is to stay
     /// open the token would hold back vacuum: there it needs another, see [`token_sql`](Self::token_sql).
-    fn held(&self, connection: &Connection, slot: &str, hold: Hold) -> Result<String, Error> {
-        let key = self.key_sql(connection, slot)?;
+    fn held(&self, dialect: &dyn Dialect, slot: &str, hold: Hold) -> Result<String, Error> {
+        let key = self.key_sql(dialect, slot)?;
         Ok(match &self.name {
             _ if self.fence && hold == Hold::Session => {
                 format!("pg_catalog.concat('held ', {key}, ' ', {TOKEN})")
@@ -539,14 +542,14 @@ impl Claim {
 }
 
 /// What a name is to the server, for the slot of this number or expression.
-fn hash(connection: &Connection, text: &str, slot: &str) -> Result<String, Error> {
-    let text = literal(connection, text)?;
+fn hash(dialect: &dyn Dialect, text: &str, slot: &str) -> Result<String, Error> {
+    let text = literal(dialect, text)?;
     Ok(format!("pg_catalog.hashtextextended({text}, {slot} - 1)"))
 }
 
 /// A name as a literal. One that arrived as another text would be the name of another lock.
-fn literal(connection: &Connection, name: &str) -> Result<String, Error> {
-    connection.quote(name).map_err(|error| Error {
+fn literal(dialect: &dyn Dialect, name: &str) -> Result<String, Error> {
+    dialect.quote(name).map_err(|error| Error {
         message: format!("the name of the lock cannot be said to the server: {error}"),
         ..error
     })
@@ -599,11 +602,11 @@ impl Lock {
 
     /// Tries to take the lock again on a new connection, and asks how long ago the server lost all its
     /// sessions.
-    pub fn retake_sql(&self, connection: &Connection) -> CString {
-        query(&self.retake(connection))
+    pub fn retake_sql(&self, dialect: &dyn Dialect) -> CString {
+        query(&self.retake(dialect))
     }
 
-    fn retake(&self, connection: &Connection) -> String {
+    fn retake(&self, dialect: &dyn Dialect) -> String {
         let transaction = match self.hold {
             Hold::Session => "",
             Hold::Transaction => "_xact",
@@ -616,25 +619,25 @@ impl Lock {
         format!(
             "{}{}; {}; {}",
             begin(self.hold),
-            self.settings.sql(connection, self.hold, 0),
-            lost(connection),
-            self.verdict_sql(connection, &taken)
+            self.settings.sql(dialect, self.hold, 0),
+            lost(dialect),
+            self.verdict_sql(dialect, &taken)
         )
     }
 
     /// Puts the lease in force again, and asks whether the lock is still held.
-    pub fn check_sql(&self, connection: &Connection) -> CString {
+    pub fn check_sql(&self, dialect: &dyn Dialect) -> CString {
         query(&format!(
             "{}; {}",
-            self.settings.sql(connection, self.hold, 0),
-            self.verdict_sql(connection, "true")
+            self.settings.sql(dialect, self.hold, 0),
+            self.verdict_sql(dialect, "true")
         ))
     }
 
     /// Takes the lease out of force: the session lasts however long it is silent.
-    pub fn lift_sql(&self, connection: &Connection) -> CString {
+    pub fn lift_sql(&self, dialect: &dyn Dialect) -> CString {
         let settings = self.settings.without_lease();
-        query(&settings.sql(connection, self.hold, 0))
+        query(&settings.sql(dialect, self.hold, 0))
     }
 
     /// Renames the session for people who look at the server. By a statement that needs no snapshot: one may have to be
@@ -642,12 +645,12 @@ impl Lock {
     ///
     /// # Errors
     /// The name cannot be said to the server.
-    pub fn rename_sql(&self, connection: &Connection, name: &str) -> Result<CString, Error> {
+    pub fn rename_sql(&self, dialect: &dyn Dialect, name: &str) -> Result<CString, Error> {
         let scope = match self.hold {
             Hold::Session => "session",
             Hold::Transaction => "local",
         };
-        let name = connection.quote(name)?;
+        let name = dialect.quote(name)?;
         Ok(query(&format!("set {scope} application_name to {name}")))
     }
 
@@ -705,14 +708,14 @@ impl Lock {
 
     /// Ends a backend, and waits until it is gone, for a second at most; then tries to take the lock as
     /// [`retake_sql`](Self::retake_sql) does.
-    pub fn evict_sql(&self, connection: &Connection, backend: i32) -> CString {
-        let limit = match connection.server_version() {
+    pub fn evict_sql(&self, dialect: &dyn Dialect, backend: i32) -> CString {
+        let limit = match dialect.server_version() {
             ..140_000 => "",
             140_000.. => ", 1000",
         };
         query(&format!(
             "select pg_catalog.pg_terminate_backend({backend}{limit}); {}",
-            self.retake(connection)
+            self.retake(dialect)
         ))
     }
 
@@ -725,10 +728,10 @@ impl Lock {
         if self.shared { "_shared" } else { "" }
     }
 
-    fn verdict_sql(&self, connection: &Connection, taken: &str) -> String {
+    fn verdict_sql(&self, dialect: &dyn Dialect, taken: &str) -> String {
         format!(
             "select {}when {taken} then 'held {}' else 'busy' end; {PROOF}",
-            guards(connection, self.hold, Caution::None, self.settings.ttl),
+            guards(dialect, self.hold, Caution::None, self.settings.ttl),
             self.key
         )
     }
@@ -747,8 +750,8 @@ fn begin(hold: Hold) -> &'static str {
 }
 
 /// The first branches of a verdict: where the lock must not be taken.
-fn guards(connection: &Connection, hold: Hold, caution: Caution, ttl: Option<Duration>) -> String {
-    let pid = connection.backend_pid();
+fn guards(dialect: &dyn Dialect, hold: Hold, caution: Caution, ttl: Option<Duration>) -> String {
+    let pid = dialect.backend_pid();
     let pooled = match hold {
         Hold::Session => {
             format!("when pg_catalog.int4ne(pg_catalog.pg_backend_pid(), {pid}) then 'pooled' ")
@@ -768,7 +771,7 @@ fn guards(connection: &Connection, hold: Hold, caution: Caution, ttl: Option<Dur
                 // What tells a crash from a reset is dear to a new backend: where it may be either, `age_sql` asks.
                 Hold::Session => format!("{} or {}", is_late(START), is_late(RESET)),
                 // The next question may come to another server than this one.
-                Hold::Transaction => is_late(&lost_at_the_latest(connection)),
+                Hold::Transaction => is_late(&lost_at_the_latest(dialect)),
             };
             format!("when {lost} then 'young' ")
         }
@@ -828,8 +831,8 @@ fn verdict(outcomes: &[Outcome], shared: bool, wanted: impl Fn(Key) -> bool) -> 
 /// When the server's statistics were reset, by their kinds: those that a crash resets at one and the same moment; and, from
 /// version 15 on, some that stand in shared memory and nowhere else, and are as old as that, which a crash makes anew before it
 /// resets the others.
-fn resets(connection: &Connection) -> (Vec<String>, Option<String>) {
-    let version = connection.server_version();
+fn resets(dialect: &dyn Dialect) -> (Vec<String>, Option<String>) {
+    let version = dialect.server_version();
     let of_kind = |kind| format!("(select stats_reset from pg_catalog.pg_stat_get_{kind}())");
     let mut at_once = vec![RESET.to_owned(), of_kind("archiver")];
     if version >= 140_000 {
@@ -841,16 +844,16 @@ fn resets(connection: &Connection) -> (Vec<String>, Option<String>) {
 
 /// When the server last lost all its sessions, for one who has to know of every time that it did. An administrator who
 /// resets one kind of statistics changes nothing; one who resets all makes it seem later than it was.
-fn lost_at_the_latest(connection: &Connection) -> String {
-    let (mut resets, memory) = resets(connection);
+fn lost_at_the_latest(dialect: &dyn Dialect) -> String {
+    let (mut resets, memory) = resets(dialect);
     resets.extend(memory);
     format!("greatest({START}, least({}))", resets.join(", "))
 }
 
 /// The same for one who has to be sure that it did: where an administrator may have reset statistics since, it seems
 /// earlier than it was.
-fn lost_at_the_earliest(connection: &Connection) -> String {
-    let (at_once, memory) = resets(connection);
+fn lost_at_the_earliest(dialect: &dyn Dialect) -> String {
+    let (at_once, memory) = resets(dialect);
     let mut is_crash: Vec<String> = at_once.windows(2).map(|two| two.join(" = ")).collect();
     is_crash.extend(memory.iter().map(|memory| format!("{memory} < {RESET}")));
     format!(
@@ -861,12 +864,12 @@ fn lost_at_the_earliest(connection: &Connection) -> String {
 }
 
 /// Asks how long ago the server lost all its sessions.
-pub fn lost_sql(connection: &Connection) -> CString {
-    query(&lost(connection))
+pub fn lost_sql(dialect: &dyn Dialect) -> CString {
+    query(&lost(dialect))
 }
 
-fn lost(connection: &Connection) -> String {
-    let lost = lost_at_the_earliest(connection);
+fn lost(dialect: &dyn Dialect) -> String {
+    let lost = lost_at_the_earliest(dialect);
     format!("select extract(epoch from pg_catalog.clock_timestamp() - {lost})")
 }
 

@@ -6,8 +6,9 @@ use std::array;
 use std::ffi::CString;
 
 use crate::lock::{self, Claim, OWN_DATABASE};
-use crate::pq::{Connection, Error, Outcome};
+use crate::pq::{Error, Outcome};
 use crate::secrets;
+use crate::server::dialect::Dialect;
 use crate::server::session_name;
 use crate::sys;
 use crate::text;
@@ -25,9 +26,9 @@ const HEAD: [&str; 10] = [
 ///
 /// # Errors
 /// The name of the lock cannot be said to the server.
-pub fn sql(connection: &Connection, claim: Option<&Claim>) -> Result<CString, Error> {
+pub fn sql(dialect: &dyn Dialect, claim: Option<&Claim>) -> Result<CString, Error> {
     let condition = match claim {
-        Some(claim) => claim.condition(connection)?,
+        Some(claim) => claim.condition(dialect)?,
         None => "true".to_owned(),
     };
     let at_door = format!(

@@ -3,7 +3,8 @@
 
 use std::time::Duration;
 
-use crate::pq::{Connection, Error};
+use crate::pq::Error;
+use crate::server::dialect::Dialect;
 
 /// The first version with `idle_session_timeout`.
 const IDLE_TIMEOUT_SINCE: i32 = 140_000;
@@ -51,12 +52,12 @@ impl Settings {
     }
 
     /// Whether the server itself ends a session that is silent for a ttl.
-    pub fn has_lease(self, connection: &Connection, hold: Hold) -> bool {
+    pub fn has_lease(self, dialect: &dyn Dialect, hold: Hold) -> bool {
         let name = match hold {
             Hold::Session => "idle_session_timeout",
             Hold::Transaction => "idle_in_transaction_session_timeout",
         };
-        let values = self.values(connection.server_version(), hold);
+        let values = self.values(dialect.server_version(), hold);
         self.ttl.is_some() && values.iter().any(|(other, _)| *other == name)
     }
 
@@ -84,11 +85,11 @@ impl Settings {
     /// The statement that makes the settings: for the session, unless a pooler would lend it to others, or
     /// for the transaction. A statement that waits for a lock gives up after `lock_timeout` milliseconds, 0
     /// being without limit.
-    pub fn sql(self, connection: &Connection, hold: Hold, lock_timeout: u32) -> String {
-        let made = self.condition(connection, hold, lock_timeout);
+    pub fn sql(self, dialect: &dyn Dialect, hold: Hold, lock_timeout: u32) -> String {
+        let made = self.condition(dialect, hold, lock_timeout);
         match hold {
             Hold::Session => {
-                let pid = connection.backend_pid();
+                let pid = dialect.backend_pid();
                 format!("select case when pg_catalog.pg_backend_pid() = {pid} then {made} end")
             }
             Hold::Transaction => format!("select {made}"),
@@ -96,10 +97,10 @@ impl Settings {
     }
 
     /// A condition that is never true, but makes the settings when it is looked at.
-    pub fn condition(self, connection: &Connection, hold: Hold, lock_timeout: u32) -> String {
+    pub fn condition(self, dialect: &dyn Dialect, hold: Hold, lock_timeout: u32) -> String {
         let local = hold == Hold::Transaction;
         let calls: Vec<String> = self
-            .values(connection.server_version(), hold)
+            .values(dialect.server_version(), hold)
             .into_iter()
             .chain([("lock_timeout", lock_timeout.into())])
             .map(|(name, value)| {
