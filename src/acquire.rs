@@ -10,7 +10,8 @@ use crate::cli::config::{Config, Wait};
 use crate::exit::Exit;
 use crate::guardian::{Guardian, LONG_WAY};
 use crate::lease::{Lease, Terms};
-use crate::lock::{self, Caution, Claim, Lock, TURN, Verdict};
+use crate::lock::holders::{self, Holders, Row};
+use crate::lock::{self, Caution, Claim, HoldOff, Lock, Query, TURN, Unanswered, Verdict};
 use crate::log::{self, Log};
 use crate::pq::{Conninfo, Error, Outcome};
 use crate::server::conninfo::Target;
@@ -89,19 +90,22 @@ pub fn status(
     start: Duration,
     signals: &Signals,
     log: Log,
-) -> Result<Vec<Outcome>, Stop> {
+) -> Result<Vec<Row>, Stop> {
     let target = target(config, start, signals)?;
     let mut attempt = Attempt::new(config, start, signals, log, &target)?;
     attempt.run(|attempt, settings, hosts_left| {
         let mut session = attempt.connect(settings, hosts_left, attempt.until)?;
         let claim = config.names_lock.then_some(&attempt.claim);
-        let sql = status::sql(session.connection(), claim).map_err(unsaid)?;
+        let query = holders::query(session.connection(), claim).map_err(unsaid)?;
         session.allow_table();
-        let outcomes = attempt.exchange(&mut session, &sql, Duration::ZERO, false)?;
-        match outcomes.last() {
-            Some(Outcome::Failed(error)) => Err(refused("the server could not be asked", error)),
-            _ if status::is_standby(&outcomes) => Err(standby()),
-            _ => Ok(outcomes),
+        let outcomes = attempt.exchange(&mut session, query.sql(), Duration::ZERO, false, None)?;
+        match query.read(&outcomes) {
+            Ok(Holders::Rows(rows)) => Ok(rows),
+            Ok(Holders::OfStandby) => Err(standby()),
+            Err(Unanswered::Refused(error)) => {
+                Err(refused("the server could not be asked", &error))
+            }
+            Err(Unanswered::Senseless(why)) => Err(failed(why).into()),
         }
     })
 }
@@ -293,7 +297,7 @@ impl<'a> Attempt<'a> {
         if let Some(ttl) = self.claim.settings.ttl
             && sys::now() > self.sent + ttl / 3
         {
-            self.exchange(&mut session, c";", Duration::ZERO, true)?;
+            self.exchange(&mut session, c";", Duration::ZERO, true, None)?;
         }
         self.describe(&session, lock.hold());
         let mut guardian = self.guardian.take().ok_or_else(|| failed("no guardian"))?;
@@ -369,57 +373,59 @@ impl<'a> Attempt<'a> {
         let mut young_since = None;
         loop {
             let connection = session.connection();
-            let sql = self
+            let query = self
                 .claim
-                .try_sql(connection, self.hold, caution, waits, self.waited)
+                .try_query(connection, self.hold, caution, waits, self.waited)
                 .map_err(unsaid)?;
             let tried = caution;
             // Behind a pooler the server may be another one, or restarted, at the next attempt.
             caution = Caution::HoldOff;
-            let mut verdict = self.ask(session, &sql, Duration::ZERO)?;
-            while self.hold == Hold::Session && matches!(verdict, Verdict::Busy | Verdict::First) {
+            let mut verdict = self.ask(session, &query, Duration::ZERO)?;
+            while self.hold == Hold::Session
+                && matches!(verdict, Ok(Verdict::Busy | Verdict::First))
+            {
                 let left = self.time_to_wait(session)?;
                 let turn = left.as_millis().clamp(1, TURN.into()) as u32;
-                let first = verdict == Verdict::First;
-                let sql = self
+                let first = verdict == Ok(Verdict::First);
+                let query = self
                     .claim
-                    .wait_sql(session.connection(), turn, first)
+                    .wait_query(session.connection(), turn, first)
                     .map_err(unsaid)?;
                 let turn = Duration::from_millis(turn.into());
                 let asked = sys::now();
-                verdict = self.ask(session, &sql, turn)?;
+                verdict = self.ask(session, &query, turn)?;
                 // A server that does not wait would be asked without a pause.
                 let early = (asked + turn / 2).saturating_sub(sys::now());
-                if !early.is_zero() && matches!(verdict, Verdict::Busy | Verdict::First) {
+                if !early.is_zero() && matches!(verdict, Ok(Verdict::Busy | Verdict::First)) {
                     self.pause(early)?;
                 }
             }
-            if self.hold == Hold::Transaction && !matches!(verdict, Verdict::Held(..)) {
+            if self.hold == Hold::Transaction && !matches!(verdict, Ok(Verdict::Held(..))) {
                 // The pool's connection goes back to the pool.
                 self.call(session, c"rollback", Duration::ZERO)?;
             }
             match verdict {
-                Verdict::Held(key, token) => {
+                Ok(Verdict::Held(key, token)) => {
                     return Ok((self.claim.lock(key, self.hold), token));
                 }
-                Verdict::Busy | Verdict::First => {
+                Ok(Verdict::Busy | Verdict::First) => {
                     let left = self.time_to_wait(session)?;
                     self.pause(jittered(POOLED_PAUSE).min(left))?;
                 }
-                Verdict::Young => {
+                Ok(Verdict::Young) => {
                     let since = *young_since.get_or_insert_with(sys::now);
                     self.believe_young(tried, since)?;
                     caution = self.hold_off(session)?;
                 }
-                Verdict::Pooled if self.hold == Hold::Session => self.hold = Hold::Transaction,
-                Verdict::Pooled => {
+                Ok(Verdict::Pooled) if self.hold == Hold::Session => self.hold = Hold::Transaction,
+                Ok(Verdict::Pooled) => {
                     return Err(
                         failed("the server gave an unexpected answer to the lock call").into(),
                     );
                 }
-                Verdict::Standby => return Err(standby()),
-                Verdict::Refused(error) if self.does_without(&error) => {}
-                Verdict::Refused(error) => return Err(refused(LOCK_CALL, &error)),
+                Ok(Verdict::Standby) => return Err(standby()),
+                Err(error) if self.does_without(&error) => {}
+                Err(error) => return Err(refused(LOCK_CALL, &error)),
             }
         }
     }
@@ -452,14 +458,16 @@ impl<'a> Attempt<'a> {
             return Ok(());
         }
         // It is only a courtesy.
-        let Ok(sql) = status::sql(session.connection(), Some(&self.claim)) else {
+        let Ok(query) = holders::query(session.connection(), Some(&self.claim)) else {
             return Ok(());
         };
         session.allow_table();
-        match self.call(session, &sql, Duration::ZERO) {
+        match self.call(session, query.sql(), Duration::ZERO) {
             Ok(outcomes) => {
-                for holder in status::holders(&outcomes) {
-                    self.log.detail(format_args!("Held by {holder}."));
+                if let Ok(Holders::Rows(rows)) = query.read(&outcomes) {
+                    for holder in status::holders(&rows) {
+                        self.log.detail(format_args!("Held by {holder}."));
+                    }
                 }
                 Ok(())
             }
@@ -468,19 +476,21 @@ impl<'a> Attempt<'a> {
         }
     }
 
-    /// Asks for the lock. Returns what the server said. An answer that is none, or a lie, is not asked for again.
+    /// Asks for the lock. Returns what the server said, or why it refused. An answer that is none, or a lie, is not asked for
+    /// again.
     fn ask(
         &mut self,
         session: &mut Session,
-        sql: &CStr,
+        query: &Query<Verdict>,
         turn: Duration,
-    ) -> Result<Verdict, Failure> {
-        let outcomes = self.call(session, sql, turn)?;
-        match self.claim.verdict(&outcomes) {
-            Verdict::Refused(judged) if !matches!(outcomes.last(), Some(Outcome::Failed(_))) => {
-                Err(failed(format_args!("{LOCK_CALL}: {judged}")).into())
+    ) -> Result<Result<Verdict, Error>, Failure> {
+        let outcomes = self.exchange(session, query.sql(), turn, true, Some(query))?;
+        match query.read(&outcomes) {
+            Ok(verdict) => Ok(Ok(verdict)),
+            Err(Unanswered::Refused(error)) => Ok(Err(error)),
+            Err(Unanswered::Senseless(why)) => {
+                Err(failed(format_args!("{LOCK_CALL}: {why}")).into())
             }
-            verdict => Ok(verdict),
         }
     }
 
@@ -491,17 +501,19 @@ impl<'a> Attempt<'a> {
         sql: &CStr,
         turn: Duration,
     ) -> Result<Vec<Outcome>, Failure> {
-        self.exchange(session, sql, turn, true)
+        self.exchange(session, sql, turn, true, None)
     }
 
     /// Sends a query and waits for its answer, which may take as long as the turn in the queue, and as
-    /// connecting might. `guarded` where a lock may come of it: the lease begins, and a guardian is posted.
+    /// connecting might. `guarded` where a lock may come of it: the lease begins, and a guardian is posted. `attempt` reads the
+    /// answer if it is to an attempt at the lock.
     fn exchange(
         &mut self,
         session: &mut Session,
         sql: &CStr,
         turn: Duration,
         guarded: bool,
+        attempt: Option<&Query<Verdict>>,
     ) -> Result<Vec<Outcome>, Failure> {
         let lost = |error: Error| {
             if retry::is_statement_mode(&error) {
@@ -528,7 +540,7 @@ impl<'a> Attempt<'a> {
             match Guardian::send(&self.ward, socket) {
                 Ok(guardian) => self.guardian = Some(guardian),
                 Err(error) => {
-                    self.withdraw(session);
+                    self.withdraw(session, attempt);
                     return Err(not_guarded(error).into());
                 }
             }
@@ -543,7 +555,7 @@ impl<'a> Attempt<'a> {
                 }
                 Ok(Event::Connected) => {}
                 Err(Interrupt::Signal(signal)) => {
-                    self.withdraw(session);
+                    self.withdraw(session, attempt);
                     return Err(Stop::Signal(signal).into());
                 }
                 Err(Interrupt::Late) => {
@@ -584,14 +596,16 @@ impl<'a> Attempt<'a> {
     }
 
     /// Takes a call for the lock back.
-    fn withdraw(&self, session: &mut Session) {
+    fn withdraw(&self, session: &mut Session, attempt: Option<&Query<Verdict>>) {
         let Some(outcomes) = wait::take_back(session, self.signals) else {
             return;
         };
         if self.hold == Hold::Transaction {
             // A pooler closes the server's connection too if its client leaves in a transaction.
             wait::last_word(session, c"rollback", self.signals);
-        } else if let Verdict::Held(key, _) = self.claim.verdict(&outcomes) {
+        } else if let Some(Ok(Verdict::Held(key, _))) =
+            attempt.map(|attempt| attempt.read(&outcomes))
+        {
             // Granted before the cancel came.
             lock::release(
                 session,
@@ -621,28 +635,24 @@ impl<'a> Attempt<'a> {
         let mut until = None;
         loop {
             let asked = sys::now();
-            let sql = self
+            let query = self
                 .claim
-                .age_sql(session.connection(), self.hold)
+                .age_query(session.connection(), self.hold)
                 .map_err(unsaid)?;
-            let outcomes = self.call(session, &sql, Duration::ZERO)?;
-            match outcomes.last() {
-                Some(Outcome::Failed(error)) if self.does_without(error) => continue,
-                Some(Outcome::Failed(error)) => {
-                    return Err(refused("the server could not be asked for its age", error));
+            let outcomes = self.call(session, query.sql(), Duration::ZERO)?;
+            let HoldOff { time, is_held } = match query.read(&outcomes) {
+                Ok(hold_off) => hold_off,
+                Err(Unanswered::Refused(error)) if self.does_without(&error) => continue,
+                Err(Unanswered::Refused(error)) => {
+                    return Err(refused("the server could not be asked for its age", &error));
                 }
-                _ => {}
-            }
-            let time = lock::hold_off(&outcomes).ok_or_else(|| {
-                failed("the server gave an unexpected answer to the question for its age")
-            })?;
+                Err(Unanswered::Senseless(why)) => return Err(failed(why).into()),
+            };
             if time.is_zero() {
                 return Ok(Caution::None);
             }
-            // The server's clock may have been set back since it started.
             let ttl = self.claim.settings.ttl.unwrap_or(time);
-            let time = time.min(ttl);
-            if self.config.wait == Wait::No && lock::is_held(&outcomes) {
+            if self.config.wait == Wait::No && is_held {
                 self.name_holders(session)?;
                 return Err(Stop::NotObtained.into());
             }
@@ -691,11 +701,12 @@ impl<'a> Attempt<'a> {
     ) -> Result<u64, Failure> {
         // The wait may be over: the lock is held already.
         let taken = self.connect(settings, 1, None).and_then(|mut other| {
-            let outcomes = self.exchange(&mut other, &Claim::token_sql(), Duration::ZERO, false)?;
-            match outcomes.last() {
-                Some(Outcome::Failed(error)) => Err(refused("the server refused it", error)),
-                _ => lock::token(&outcomes)
-                    .ok_or_else(|| failed("the server gave no fencing token").into()),
+            let query = Claim::token_query();
+            let outcomes = self.exchange(&mut other, query.sql(), Duration::ZERO, false, None)?;
+            match query.read(&outcomes) {
+                Ok(token) => Ok(token),
+                Err(Unanswered::Refused(error)) => Err(refused("the server refused it", &error)),
+                Err(Unanswered::Senseless(why)) => Err(failed(why).into()),
             }
         });
         taken.map_err(|failure| {

@@ -154,13 +154,8 @@ fn show_status(config: &Config, start: Duration) -> Exit {
     let log = Log::new(config.verbosity);
     name_passed_over(config, log);
     let shown = catch_signals().and_then(|signals| {
-        let outcomes = acquire::status(config, start, &signals, log)?;
-        let table = status::table(&outcomes).ok_or_else(|| {
-            Stop::Failed(
-                "the server gave an unexpected answer to the question who holds the lock"
-                    .to_owned(),
-            )
-        })?;
+        let rows = acquire::status(config, start, &signals, log)?;
+        let table = status::table(&rows);
         // Whoever reads it may have stopped reading.
         Ok(signals.while_blocking(None, "", Exit::Failed.status(), || print(&table)))
     });

@@ -1,6 +1,7 @@
 //! The shell around a run: one `poll` a turn over the signals, the connection and one timer. It turns what happens into
 //! events, has [`state`] decide, and makes the calls that come of it. Nothing in it waits while the command runs.
 
+mod asked;
 mod reconnect;
 mod state;
 
@@ -11,6 +12,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::Duration;
 
+use self::asked::Asked;
 use self::reconnect::{Failure, Reconnect, barrier, loss};
 use self::state::{Answer, Barrier, Effect, Event, Loss, Policy, Question, Retake, State};
 use crate::acquire::Held;
@@ -19,7 +21,7 @@ use crate::command::{Command, End, Words};
 use crate::exit::Exit;
 use crate::guardian::Guardian;
 use crate::lease::Lease;
-use crate::lock::{self, Lock, Verdict};
+use crate::lock::{self, Lock};
 use crate::log::Log;
 use crate::pq::{self, Conninfo, Outcome};
 use crate::server::session::{self, Session};
@@ -105,7 +107,7 @@ pub fn run(
         ward: held.ward,
         guardian: Some(held.guardian),
         is_unguarded_said: false,
-        wire: Wire::Up(held.session),
+        wire: Wire::Up(held.session, None),
         name: new_name,
         out_of_reach: false,
         terminal: terminal.as_ref(),
@@ -134,8 +136,8 @@ fn give_up(mut held: Held, signals: &Signals, exit: Exit) -> Exit {
 
 /// What there is of a connection.
 enum Wire {
-    /// A session.
-    Up(Session),
+    /// A session, with what is asked on it.
+    Up(Session, Option<Asked>),
     /// An attempt to connect again.
     Connecting(Reconnect),
     /// Nothing.
@@ -196,7 +198,7 @@ impl Supervisor<'_> {
         let deadline = self.state.next_deadline(now);
         self.timer.set(deadline);
         let wire = match &self.wire {
-            Wire::Up(session) => wait::wait_for(session),
+            Wire::Up(session, _) => wait::wait_for(session),
             Wire::Connecting(reconnect) => Some(reconnect.wait()),
             Wire::None => None,
         };
@@ -237,7 +239,7 @@ impl Supervisor<'_> {
             Effect::Connect(patience) => return self.connect(patience),
             Effect::Disconnect => {
                 // An attempt that is given up ends by itself.
-                if let Wire::Up(_) = self.wire {
+                if let Wire::Up(..) = self.wire {
                     self.wire = Wire::None;
                 }
             }
@@ -334,7 +336,7 @@ impl Supervisor<'_> {
     /// and so a thread, nothing is forked: its end is followed by a guardian anyway.
     fn post_guardian(&mut self) -> io::Result<()> {
         let socket = match &self.wire {
-            Wire::Up(session) => session.wants().map(|(descriptor, _)| descriptor),
+            Wire::Up(session, _) => session.wants().map(|(descriptor, _)| descriptor),
             Wire::Connecting(_) => return Ok(()),
             Wire::None => None,
         };
@@ -383,39 +385,31 @@ impl Supervisor<'_> {
 
     /// Sends a question on the session.
     fn ask(&mut self, question: Question) -> Option<Event> {
-        let Wire::Up(session) = &mut self.wire else {
+        let Wire::Up(session, asked) = &mut self.wire else {
             return Some(Event::SessionLost(Loss::Cut, "there is none".to_owned()));
         };
-        let connection = session.connection();
-        let sql = match question {
-            // Every question is a sign of life; with nothing to ask an empty one will do.
-            Question::Beat => c";".into(),
-            Question::Rename => match &self.name {
-                Some(name) if session_name::is_label(connection) => {
-                    let rename = self.lock.rename_sql(connection, name);
-                    rename.unwrap_or_else(|_| c";".into())
-                }
-                Some(_) | None => c";".into(),
-            },
-            Question::Retake => self.lock.retake_sql(connection),
-            Question::Age => lock::lost_sql(connection),
-            Question::Holder => self.lock.holder_sql(self.backend_pid),
-            Question::Evict => self.lock.evict_sql(connection, self.backend_pid),
-            Question::Lift => self.lock.lift_sql(connection),
-            Question::Check => self.lock.check_sql(connection),
-        };
-        let asked = session.ask(&sql);
-        asked.err().map(|error| self.lost(&error))
+        let (lock, backend) = (self.lock, self.backend_pid);
+        let name = self.name.as_deref();
+        let query = Asked::new(question, lock, session.connection(), backend, name);
+        let sent = session.ask(query.sql());
+        *asked = Some(query);
+        sent.err().map(|error| self.lost(&error))
     }
 
     /// Takes in what has arrived on the connection.
     fn step_wire(&mut self) {
         let event = match std::mem::replace(&mut self.wire, Wire::None) {
-            Wire::Up(mut session) => {
+            Wire::Up(mut session, mut asked) => {
                 let step = session.step();
-                self.wire = Wire::Up(session);
+                let answered = match &step {
+                    Ok(Some(session::Event::Answered(_))) => asked.take(),
+                    Ok(Some(session::Event::Connected) | None) | Err(_) => None,
+                };
+                self.wire = Wire::Up(session, asked);
                 match step {
-                    Ok(Some(session::Event::Answered(outcomes))) => self.answered(&outcomes),
+                    Ok(Some(session::Event::Answered(outcomes))) => {
+                        answered.and_then(|asked| self.answered(&asked, &outcomes))
+                    }
                     Ok(Some(session::Event::Connected) | None) => None,
                     Err(error) => Some(self.lost(&error)),
                 }
@@ -432,7 +426,7 @@ impl Supervisor<'_> {
     fn connected(&mut self, result: Result<Session, Failure>) -> Event {
         match result {
             Ok(session) => {
-                self.wire = Wire::Up(session);
+                self.wire = Wire::Up(session, None);
                 // The guardian first: from the moment that the lock is taken it must be bound to it.
                 match self.post_guardian() {
                     Ok(()) => Event::Connected,
@@ -460,48 +454,23 @@ impl Supervisor<'_> {
     }
 
     /// Reads an answer to what was asked.
-    fn answered(&mut self, outcomes: &[Outcome]) -> Option<Event> {
-        let question = self.state.asked()?;
+    fn answered(&mut self, asked: &Asked, outcomes: &[Outcome]) -> Option<Event> {
         if self.guardian.is_none()
             && let Err(error) = self.post_guardian()
         {
             self.say_unguarded(&error);
         }
-        let failed = match outcomes.last() {
-            Some(Outcome::Failed(error)) => Some(error),
-            Some(Outcome::Done { .. }) | None => None,
-        };
-        Some(Event::Answered(match (question, failed) {
-            (Question::Beat | Question::Rename | Question::Age | Question::Lift, Some(error)) => {
-                return Some(self.lost(error));
-            }
-            (Question::Beat | Question::Rename | Question::Lift, None) => Answer::Alive,
-            (Question::Retake | Question::Evict, _) => Answer::Retake(self.retake(outcomes)),
-            (Question::Age, None) => Answer::Age(lock::age(outcomes).unwrap_or(Duration::MAX)),
-            (Question::Holder, _) => Answer::Holder(lock::age(outcomes)),
-            (Question::Check, _) => {
-                Answer::Check(matches!(self.lock.verdict(outcomes), Verdict::Held(..)))
-            }
-        }))
-    }
-
-    fn retake(&mut self, outcomes: &[Outcome]) -> Retake {
-        let Some(age) = lock::age_with_verdict(outcomes) else {
-            return Retake::NotReady;
-        };
-        match self.lock.verdict(outcomes) {
-            Verdict::Held(..) => {
-                if let Wire::Up(session) = &self.wire {
+        Some(match asked.read(outcomes) {
+            Ok(answer) => {
+                if let (Answer::Retake(Retake::Held(_)), Wire::Up(session, _)) =
+                    (&answer, &self.wire)
+                {
                     self.backend_pid = session.connection().backend_pid();
                 }
-                Retake::Held(age)
+                Event::Answered(answer)
             }
-            Verdict::Busy | Verdict::First => Retake::Busy,
-            // A standby, say, or a server that is shutting down.
-            Verdict::Young | Verdict::Pooled | Verdict::Standby | Verdict::Refused(_) => {
-                Retake::NotReady
-            }
-        }
+            Err(error) => self.lost(&error),
+        })
     }
 
     // The end
@@ -554,7 +523,7 @@ impl Supervisor<'_> {
                 guardian.retire();
             }
         };
-        if let Wire::Up(session) = &mut self.wire
+        if let Wire::Up(session, _) = &mut self.wire
             && !lock::release(session, self.lock, self.signals, dismiss)
             && !is_lost
         {

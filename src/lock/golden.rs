@@ -1,11 +1,19 @@
 //! What is said to the server, whole: `statements.txt` has the queries for every kind of lock, scope and server, as they
 //! are sent. A change of the SQL shows there, and nowhere else.
 
-use std::ffi::CStr;
+use std::fmt;
 use std::time::Duration;
 
-use super::*;
-use crate::status;
+use super::held_sql::Lock;
+use super::holders;
+use super::keys::{Key, Name};
+use super::query::Query;
+use super::request_sql::Claim;
+use super::restart::{Caution, lost_query};
+use crate::pq::Error;
+use crate::server::dialect::Dialect;
+use crate::server::session;
+use crate::server::session_settings::{Hold, Settings};
 
 /// The queries, as they were when this was last looked at.
 const STATEMENTS: &str = include_str!("statements.txt");
@@ -16,8 +24,9 @@ const VERSIONS: [i32; 4] = [13, 14, 15, 17];
 const SCOPES: [Hold; 2] = [Hold::Session, Hold::Transaction];
 
 /// A server that there is not.
-struct Made {
-    version: i32,
+pub struct Made {
+    /// Its major version.
+    pub version: i32,
 }
 
 impl Dialect for Made {
@@ -40,7 +49,9 @@ struct Shown(Vec<String>);
 
 impl Shown {
     /// Shows a query, a line for each of its statements.
-    fn add(&mut self, title: impl fmt::Display, sql: &CStr) {
+    fn add<A>(&mut self, title: impl fmt::Display, query: &Query<A>) {
+        let sql = query.sql();
+        assert_eq!(query.statements(), session::statements(sql), "{title}");
         let mut text = format!("-- {title}\n");
         let mut quoted = false;
         for (place, part) in sql.to_str().unwrap().split("; ").enumerate() {
@@ -116,7 +127,7 @@ fn show_requests(shown: &mut Shown) {
     let one = &claims()[0].1;
     let slots = &claims()[5].1;
     let attempt = |claim: &Claim, made: &Made, hold, caution, waits, waited| {
-        claim.try_sql(made, hold, caution, waits, waited).unwrap()
+        claim.try_query(made, hold, caution, waits, waited).unwrap()
     };
     for hold in SCOPES {
         let scope = word(hold);
@@ -148,21 +159,21 @@ fn show_requests(shown: &mut Shown) {
     }
     for (title, claim) in claims() {
         for (turn, first) in [("the first turn", false), ("another turn", true)] {
-            let sql = claim.wait_sql(&made, 900, first).unwrap();
+            let sql = claim.wait_query(&made, 900, first).unwrap();
             shown.add(format_args!("wait: {title}, {turn}"), &sql);
         }
     }
     for version in VERSIONS {
-        let sql = leased(one).wait_sql(&Made { version }, 0, false).unwrap();
+        let sql = leased(one).wait_query(&Made { version }, 0, false).unwrap();
         let title = format_args!("wait: id 1, with a lease, 0 ms; version {version}");
         shown.add(title, &sql);
     }
-    shown.add("token", &Claim::token_sql());
+    shown.add("token", &Claim::token_query());
 }
 
 fn show_restarts(shown: &mut Shown) {
     for (title, claim) in claims() {
-        let sql = leased(&claim).age_sql(&Made { version: 15 }, Hold::Session);
+        let sql = leased(&claim).age_query(&Made { version: 15 }, Hold::Session);
         shown.add(
             format_args!("newcomer's age: {title}; session"),
             &sql.unwrap(),
@@ -170,14 +181,14 @@ fn show_restarts(shown: &mut Shown) {
     }
     for hold in SCOPES {
         for version in VERSIONS {
-            let sql = leased(&claims()[0].1).age_sql(&Made { version }, hold);
+            let sql = leased(&claims()[0].1).age_query(&Made { version }, hold);
             let scope = word(hold);
             let title = format_args!("newcomer's age: id 1; {scope}, version {version}");
             shown.add(title, &sql.unwrap());
         }
     }
     for version in VERSIONS {
-        let sql = lost_sql(&Made { version });
+        let sql = lost_query(&Made { version });
         shown.add(format_args!("holder's age; version {version}"), &sql);
     }
 }
@@ -188,43 +199,38 @@ fn show_locks(shown: &mut Shown) {
         let scope = word(hold);
         for (title, lock) in locks() {
             let lock = Lock { hold, ..lock };
-            let mut add = |what: &str, sql: &CStr| {
-                shown.add(format_args!("{what}: {title}; {scope}"), sql);
-            };
-            add("retake", &lock.retake_sql(&made));
-            add("check", &lock.check_sql(&made));
-            add("lift", &lock.lift_sql(&made));
-            add("release", &lock.release_sql());
+            let about = |what: &str| format!("{what}: {title}; {scope}");
+            shown.add(about("retake"), &lock.retake_query(&made));
+            shown.add(about("check"), &lock.check_query(&made));
+            shown.add(about("lift"), &lock.lift_query(&made));
+            shown.add(about("release"), &lock.release_query());
         }
         let (title, lock) = locks()[0];
         let lock = Lock { hold, ..lock };
-        let sql = lock.rename_sql(&made, "it's").unwrap();
+        let sql = lock.rename_query(&made, "it's").unwrap();
         shown.add(format_args!("rename; {scope}"), &sql);
         for version in VERSIONS {
             let made = Made { version };
             let settings = Settings::new(Some(Duration::from_secs(15)));
             let lock = Lock { settings, ..lock };
-            let mut add = |what: &str, sql: &CStr| {
-                let title =
-                    format_args!("{what}: {title}, with a lease; {scope}, version {version}");
-                shown.add(title, sql);
-            };
-            add("retake", &lock.retake_sql(&made));
-            add("check", &lock.check_sql(&made));
-            add("lift", &lock.lift_sql(&made));
-            add("evict", &lock.evict_sql(&made, 4343));
+            let about =
+                |what: &str| format!("{what}: {title}, with a lease; {scope}, version {version}");
+            shown.add(about("retake"), &lock.retake_query(&made));
+            shown.add(about("check"), &lock.check_query(&made));
+            shown.add(about("lift"), &lock.lift_query(&made));
+            shown.add(about("evict"), &lock.evict_query(&made, 4343));
         }
     }
     for (title, lock) in locks() {
-        shown.add(format_args!("holder: {title}"), &lock.holder_sql(4343));
+        shown.add(format_args!("holder: {title}"), &lock.holder_query(4343));
     }
 }
 
 fn show_status(shown: &mut Shown) {
     let made = Made { version: 15 };
-    shown.add("status: all locks", &status::sql(&made, None).unwrap());
+    shown.add("status: all locks", &holders::query(&made, None).unwrap());
     for (title, claim) in claims() {
-        let sql = status::sql(&made, Some(&claim)).unwrap();
+        let sql = holders::query(&made, Some(&claim)).unwrap();
         shown.add(format_args!("status: {title}"), &sql);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::Lock;
+use super::held_sql::Lock;
 use crate::server::session::Session;
 use crate::server::wait;
 use crate::sys::{self, Signals};
@@ -19,13 +19,15 @@ pub fn release(
     signals: &Signals,
     meanwhile: impl FnOnce(),
 ) -> bool {
-    let asked = wait::ask_last(session, &lock.release_sql(), signals);
+    let query = lock.release_query();
+    let asked = wait::ask_last(session, query.sql(), signals);
     meanwhile();
-    let Some(outcomes) = asked.and_then(|until| wait::last_answer(session, signals, until)) else {
+    let outcomes = asked.and_then(|until| wait::last_answer(session, signals, until));
+    let Some(Ok(released)) = outcomes.map(|outcomes| query.read(&outcomes)) else {
         return false;
     };
-    if lock.is_waited_for(&outcomes) {
+    if released.is_waited_for {
         sys::pause(LINGER);
     }
-    lock.was_released(&outcomes)
+    released.was_held
 }

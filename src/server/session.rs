@@ -229,7 +229,7 @@ impl Session {
 }
 
 /// How many statements a query of ours has. It has no quotes but those around texts, and no comments.
-fn statements(sql: &CStr) -> usize {
+pub fn statements(sql: &CStr) -> usize {
     let mut quoted = false;
     let statements = sql.to_bytes().split(|byte| {
         quoted ^= *byte == b'\'';

@@ -1,7 +1,7 @@
 //! The name that a session of pglock's goes by at the server, its `application_name`: everybody may see it in
 //! `pg_stat_activity`, other than most that stands there, and it may stand in the server's log. `pglock PID@HOST SINCE PROGRAM`,
 //! where SINCE is in seconds since 1970: since when it has waited for the lock or held it. Of the command it has
-//! the program's name alone, for the arguments may be secrets.
+//! the program's name alone, for the arguments may be secrets. When the lock is given up it becomes `pglock released KEY`.
 
 use std::ffi::OsString;
 use std::ops::RangeInclusive;
@@ -14,6 +14,12 @@ use crate::sys;
 const LONGEST: usize = 63;
 /// How much of the host's name is shown, to leave room for the program.
 const LONGEST_HOST: usize = 20;
+
+/// What the session of a holder is called that has given its lock up: this and the key.
+pub const RELEASED: &str = "pglock released ";
+
+/// The condition that a row of `pg_stat_activity` is about a session of pglock's.
+pub const IS_OWN: &str = "coalesce(application_name like 'pglock %', false)";
 
 /// The times that a label may have, from the year 2000 to 9999. Any role can give itself a name that looks like a label, with a time
 /// that no calendar has.

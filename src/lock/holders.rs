@@ -1,0 +1,139 @@
+//! Who holds a lock and who waits for it, as the server's lock table has it. Most of `pg_stat_activity` is hidden from
+//! ordinary roles; a session's name is not, and pglock puts into it what is to be seen (`server/session_name.rs`).
+
+use super::keys::{self, CompanionKey, OWN_DATABASE};
+use super::query::{Query, Statements};
+use super::request_sql::Claim;
+use crate::pq::Error;
+use crate::server::dialect::Dialect;
+use crate::server::session_name::IS_OWN;
+
+/// One session that holds or waits, in the server's words; `None` for what it does not tell.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Row {
+    /// `holder` or `waiter`.
+    pub state: Option<String>,
+    /// `shared` or `exclusive`.
+    pub mode: Option<String>,
+    /// The key.
+    pub lock: Option<String>,
+    /// The name of the session.
+    pub session_name: Option<String>,
+    /// The address of the client; none if it came by a Unix socket.
+    pub address: Option<String>,
+    /// The role.
+    pub user: Option<String>,
+    /// The database.
+    pub database: Option<String>,
+    /// The process id of the backend.
+    pub backend: Option<String>,
+}
+
+impl Row {
+    fn read(fields: &[Option<String>]) -> Option<Self> {
+        let [state, mode, lock, name, address, user, database, backend] = fields else {
+            return None;
+        };
+        Some(Self {
+            state: state.clone(),
+            mode: mode.clone(),
+            lock: lock.clone(),
+            session_name: name.clone(),
+            address: address.clone(),
+            user: user.clone(),
+            database: database.clone(),
+            backend: backend.clone(),
+        })
+    }
+
+    /// Whether it holds the lock.
+    pub fn is_holder(&self) -> bool {
+        self.state.as_deref() == Some("holder")
+    }
+}
+
+/// What a server says to the question.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Holders {
+    /// It is a standby: its own locks are not those that its primary has.
+    OfStandby,
+    /// Who holds and who waits, in order.
+    Rows(Vec<Row>),
+}
+
+/// The question whether the server is a standby, and who holds a lock and who waits for it; without a claim, all advisory
+/// locks of the database.
+///
+/// # Errors
+/// The name of the lock cannot be said to the server.
+pub fn query(dialect: &dyn Dialect, claim: Option<&Claim>) -> Result<Query<Holders>, Error> {
+    // Of other programs' locks it is not known whether such a key is one that is waited with.
+    let (condition, is_queue) = match claim {
+        Some(claim) => (claim.condition(dialect)?, "true"),
+        None => ("true".to_owned(), IS_OWN),
+    };
+    let in_queue = format!("{} and {is_queue}", CompanionKey::Queue.condition());
+    let has_intent = format!("{} and {IS_OWN}", CompanionKey::WriterIntent.condition());
+    let key = keys::key_of_row();
+    let mut statements = Statements::new();
+    let standby = statements.add("select pg_catalog.pg_is_in_recovery()");
+    let rows = statements.add(format!(
+        "select case when granted and not ({in_queue}) \
+         then 'holder' else 'waiter' end state, \
+         case mode when 'ShareLock' then 'shared' else 'exclusive' end, \
+         {key} lock, \
+         application_name, client_addr, usename, datname, locks.pid \
+         from pg_catalog.pg_locks locks \
+         left join pg_catalog.pg_stat_activity activity on activity.pid = locks.pid \
+         where locktype = 'advisory' and {condition} \
+         and not ({has_intent}) and {OWN_DATABASE} \
+         order by lock, state, locks.pid"
+    ));
+    Ok(
+        statements.query(move |answer| match answer.field(standby, 0) {
+            Some("t") => Ok(Holders::OfStandby),
+            Some("f") => {
+                let rows = answer.rows(rows).iter().map(|row| Row::read(row));
+                let rows: Option<_> = rows.collect();
+                rows.map(Holders::Rows).ok_or(UNEXPECTED)
+            }
+            // Which says of no lock that it is free.
+            _ => Err(UNEXPECTED),
+        }),
+    )
+}
+
+const UNEXPECTED: &str = "the server gave an unexpected answer to the question who holds the lock";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lock::{Unanswered, golden::Made};
+    use crate::pq::Outcome;
+
+    #[test]
+    fn only_the_table_of_a_primary_says_who_holds() {
+        let query = query(&Made { version: 15 }, None).unwrap();
+        let read = |standby: Option<&str>, rows: Vec<Vec<Option<String>>>| {
+            let rows_of = |rows| Outcome::Done { rows };
+            let standby = vec![standby.map(str::to_owned)];
+            query.read(&[rows_of(vec![]), rows_of(vec![standby]), rows_of(rows)])
+        };
+        let row = |state: &str| {
+            let mut row = vec![None; 8];
+            row[0] = Some(state.to_owned());
+            row
+        };
+        let Ok(Holders::Rows(rows)) = read(Some("f"), vec![row("holder"), row("waiter")]) else {
+            panic!("no rows");
+        };
+        assert_eq!(rows.len(), 2);
+        assert!(rows[0].is_holder() && !rows[1].is_holder());
+        assert_eq!(read(Some("f"), vec![]), Ok(Holders::Rows(vec![])));
+        assert_eq!(read(Some("t"), vec![row("holder")]), Ok(Holders::OfStandby));
+        let senseless = || Err(Unanswered::Senseless(UNEXPECTED));
+        assert_eq!(read(Some("f"), vec![vec![None; 7]]), senseless());
+        assert_eq!(read(Some("maybe"), vec![]), senseless());
+        assert_eq!(read(None, vec![]), senseless());
+    }
+}

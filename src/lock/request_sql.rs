@@ -1,0 +1,318 @@
+//! What is said to the server by one who wants a lock: to try, to wait for a turn, to take a token.
+//!
+//! Where a statement waits, another before it makes the session's settings, since one that is made in the same statement
+//! would come too late for it. To a backend that has just been started everything that it looks up for the first time is
+//! expensive: so functions stand where operators could, and what can be compared here is.
+
+use super::held_sql::Lock;
+use super::keys::{CompanionKey, Key, Name, OWN_DATABASE};
+use super::query::{Query, Statements};
+use super::restart::Caution;
+use super::verdict::{self, Verdict, VerdictPlace};
+use crate::pq::Error;
+use crate::server::dialect::Dialect;
+use crate::server::session_name::RELEASED;
+use crate::server::session_settings::{Hold, Settings};
+
+/// How long one turn in the server's queue is, in milliseconds. A statement that waits holds a snapshot,
+/// and so holds back vacuum and `CREATE INDEX CONCURRENTLY`; between turns none is held. Shorter than
+/// the server's `deadlock_timeout`, 1 s, it also spares the server a deadlock check for each waiter.
+pub const TURN: u32 = 900;
+
+/// How long a waiter makes sure that the server is not being shut down, in seconds. A shutdown ends one
+/// backend after the other: the holder's may be gone, and its lock granted to a waiter whose own backend
+/// is still to be ended, while the holder goes by its lease. A backend that lives on for so long is not
+/// being ended. A holder that gives its lock up says so beforehand, by the name of its session; then there
+/// is nothing to make sure of.
+const SETTLE: &str = "0.06";
+
+/// See [`Claim::token_query`].
+const TOKEN: &str = "pg_catalog.concat(pg_catalog.txid_current(), \
+     pg_catalog.left(pg_catalog.pg_logical_emit_message(true, 'pglock', '')::text, 0), \
+     case when pg_catalog.current_setting('synchronous_commit') = 'off' then pg_catalog.left(\
+     pg_catalog.set_config('synchronous_commit', 'local', true), 0) end)";
+
+/// A lock that is wanted, and how it is to be held.
+#[derive(Clone, Debug)]
+pub struct Claim {
+    /// Its name.
+    pub name: Name,
+    /// Whether others may share it.
+    pub shared: bool,
+    /// How many may hold it at once, each a slot of it; at least 1.
+    pub slots: u32,
+    /// How the session that holds it is set up, the lease above all.
+    pub settings: Settings,
+    /// Whether each holder gets a fencing token.
+    pub fence: bool,
+}
+
+impl Claim {
+    /// The lock that this claim has come to.
+    pub fn lock(&self, key: Key, hold: Hold) -> Lock {
+        Lock {
+            key,
+            shared: self.shared,
+            hold,
+            settings: self.settings,
+        }
+    }
+
+    /// Tries to take the lock, without waiting. `waits` tells whether the claimant would queue for a slot,
+    /// and so does not go before those who do; `waited`, whether somebody else has held the lock before.
+    ///
+    /// # Errors
+    /// The name of the lock cannot be said to the server.
+    pub fn try_query(
+        &self,
+        dialect: &dyn Dialect,
+        hold: Hold,
+        caution: Caution,
+        waits: bool,
+        waited: bool,
+    ) -> Result<Query<Verdict>, Error> {
+        let attempt = if self.slots == 1 {
+            self.try_lock(dialect, hold, waited)?
+        } else {
+            self.try_slots(dialect, hold, waits)?
+        };
+        let mut statements = Statements::new();
+        verdict::begin(&mut statements, hold);
+        // The statement that sleeps begins before its own settings are in force.
+        if waited {
+            statements.add("select pg_catalog.set_config('statement_timeout', '0', true)");
+        }
+        let attempt = format!(
+            "select {}when {} then '' {attempt} end",
+            verdict::guards(dialect, hold, caution, self.settings.ttl),
+            self.settings.condition(dialect, hold, 0),
+        );
+        Ok(self.verdict_query(statements, attempt))
+    }
+
+    /// The branches for the only slot that there is.
+    fn try_lock(&self, dialect: &dyn Dialect, hold: Hold, waited: bool) -> Result<String, Error> {
+        let call = self.call(dialect, &self.function("try_advisory", hold), "1")?;
+        let writers = if self.shared {
+            format!("not {} and ", self.writer_waits_sql(dialect)?)
+        } else {
+            String::new()
+        };
+        let settle = if waited {
+            format!(" and pg_catalog.pg_sleep({SETTLE})::text is not null")
+        } else {
+            String::new()
+        };
+        let held = self.held(dialect, "1", hold)?;
+        Ok(format!(
+            "when not ({writers}{call}{settle}) then 'busy' else {held}"
+        ))
+    }
+
+    /// The branch for any of several slots.
+    fn try_slots(&self, dialect: &dyn Dialect, hold: Hold, waits: bool) -> Result<String, Error> {
+        let nobody_queues = if waits && hold == Hold::Session {
+            // Given back with the end of this query's own transaction.
+            let queue = self.companion(dialect, CompanionKey::Queue)?;
+            format!("pg_catalog.pg_try_advisory_xact_lock({queue})")
+        } else {
+            "true".to_owned()
+        };
+        let slots = self.slots;
+        let call = self.call(dialect, &self.function("try_advisory", hold), "slot")?;
+        let slot = format!(
+            "(select slot from pg_catalog.generate_series(1, {slots}) slot where {nobody_queues} and {call} limit 1) s"
+        );
+        self.any_slot(dialect, hold, &slot)
+    }
+
+    /// Waits for the lock in the session's own right, for at most this many milliseconds, at least 1 and at
+    /// most [`TURN`]. `first` tells whether this session has had a turn after which it was
+    /// [first](Verdict::First).
+    ///
+    /// That the time is over without the lock is not an error to the server, and not a line in its log:
+    /// the blocks catch it, and the last statement finds the lock not held.
+    ///
+    /// # Errors
+    /// As [`try_query`](Self::try_query).
+    pub fn wait_query(
+        &self,
+        dialect: &dyn Dialect,
+        milliseconds: u32,
+        first: bool,
+    ) -> Result<Query<Verdict>, Error> {
+        let turn = milliseconds.clamp(1, TURN);
+        let (enter, wait) = if self.slots == 1 {
+            self.wait_lock(dialect, turn, first)?
+        } else {
+            self.wait_slots(dialect, turn, first)?
+        };
+        let key = self.key_sql(dialect, "slot")?;
+        // The look for who has released the lock is made once before, so that it is quick when it counts: the
+        // session of whoever has is soon gone.
+        let block = dialect.quote(&format!(
+            "declare slot int := 1; released bool; begin \
+             begin {enter} exception when lock_not_available then return; end; \
+             perform pg_catalog.set_config('pglock.first', 'yes', true); \
+             begin \
+             for look in 1..2 loop \
+             if look = 2 then {wait} perform pg_catalog.set_config('pglock.slot', slot::text, true); \
+             perform pg_catalog.pg_stat_clear_snapshot(); end if; \
+             released := exists (select from pg_catalog.pg_stat_get_activity(null) \
+             where application_name = pg_catalog.concat('{RELEASED}', {key})); \
+             end loop; \
+             if not released then perform pg_catalog.pg_sleep({SETTLE}); end if; \
+             exception when lock_not_available then end; end"
+        ))?;
+        let slot = "(select pg_catalog.current_setting('pglock.slot', true)::int as slot \
+                    where pg_catalog.current_setting('pglock.slot', true) <> '') s";
+        let mut statements = Statements::new();
+        statements.add(self.settings.sql(dialect, Hold::Session, turn));
+        statements.add(format!("do {block}"));
+        let attempt = format!(
+            "select {}{} end",
+            verdict::guards(dialect, Hold::Session, Caution::None, self.settings.ttl),
+            self.any_slot(dialect, Hold::Session, slot)?
+        );
+        Ok(self.verdict_query(statements, attempt))
+    }
+
+    /// The statements that a turn begins with, and those that wait, for the only slot that there is. One who wants the
+    /// exclusive lock takes the writer-intent key and keeps it from turn to turn, one who would share waits until it is free.
+    fn wait_lock(
+        &self,
+        dialect: &dyn Dialect,
+        turn: u32,
+        first: bool,
+    ) -> Result<(String, String), Error> {
+        let intent = self.companion(dialect, CompanionKey::WriterIntent)?;
+        let enter = |suffix: &str| {
+            format!(
+                "if not pg_catalog.pg_try_advisory_lock{suffix}({intent}) then \
+                 perform pg_catalog.pg_advisory_lock{suffix}({intent}); \
+                 perform pg_catalog.set_config('lock_timeout', greatest(1, '{turn}' - extract(epoch \
+                 from pg_catalog.clock_timestamp() - pg_catalog.now()) * '1000')::int::text, false); \
+                 end if;"
+            )
+        };
+        let leave =
+            |suffix: &str| format!(" perform pg_catalog.pg_advisory_unlock{suffix}({intent});");
+        let function = self.function("advisory", Hold::Session);
+        let wait = format!("perform {};", self.call(dialect, &function, "1")?);
+        Ok(match self.shared {
+            true => (enter("") + &leave(""), wait + " "),
+            false if first => (String::new(), wait + &leave("_shared")),
+            false => (enter("_shared"), wait + &leave("_shared")),
+        })
+    }
+
+    /// The same for any of several slots.
+    fn wait_slots(
+        &self,
+        dialect: &dyn Dialect,
+        turn: u32,
+        first: bool,
+    ) -> Result<(String, String), Error> {
+        let queue = self.companion(dialect, CompanionKey::Queue)?;
+        let enter = if first {
+            String::new()
+        } else {
+            format!("perform pg_catalog.pg_advisory_lock({queue});")
+        };
+        let try_lock = self.function("try_advisory", Hold::Session);
+        let wait = format!(
+            "<<search>> loop \
+             for place in 1..{slots} loop \
+             slot := place; \
+             exit search when {call}; \
+             end loop; \
+             if pg_catalog.clock_timestamp() > pg_catalog.now() + interval '{turn} ms' then return; end if; \
+             perform pg_catalog.pg_sleep(0.02); \
+             end loop; \
+             perform pg_catalog.pg_advisory_unlock({queue});",
+            slots = self.slots,
+            call = self.call(dialect, &try_lock, "slot")?,
+        );
+        Ok((enter, wait))
+    }
+
+    /// Takes a fencing token, in a transaction of its own: the transaction's number is larger than that of
+    /// any earlier holder, for it is assigned while the lock is held. The message makes the commit one
+    /// that is flushed to disk.
+    pub fn token_query() -> Query<u64> {
+        let mut statements = Statements::new();
+        let token = statements.add(format!("select {TOKEN}"));
+        statements.query(move |answer| {
+            let token = answer.field(token, 0);
+            token
+                .and_then(|token| token.parse().ok())
+                .ok_or("the server gave no fencing token")
+        })
+    }
+
+    /// The query whose last statement but one is this attempt at the lock.
+    fn verdict_query(&self, mut statements: Statements, attempt: String) -> Query<Verdict> {
+        let place = VerdictPlace::ask(&mut statements, attempt);
+        let claim = self.clone();
+        statements.query(move |answer| place.read(answer, claim.shared, |key| claim.comes_to(key)))
+    }
+
+    /// The condition that somebody waits for the exclusive lock, and so holds the writer-intent key.
+    fn writer_waits_sql(&self, dialect: &dyn Dialect) -> Result<String, Error> {
+        Ok(format!(
+            "exists (select from pg_catalog.pg_lock_status() where locktype = 'advisory' and granted \
+             and mode = 'ShareLock' and {} and {OWN_DATABASE})",
+            self.is_companion(dialect, CompanionKey::WriterIntent)?
+        ))
+    }
+
+    /// The condition that somebody holds the lock in a way that keeps this claim from it. With slots that is not known.
+    pub fn is_held_sql(&self, dialect: &dyn Dialect) -> Result<String, Error> {
+        if self.slots > 1 {
+            return Ok("false".to_owned());
+        }
+        let mode = if self.shared {
+            "and mode = 'ExclusiveLock'"
+        } else {
+            ""
+        };
+        Ok(format!(
+            "exists (select from pg_catalog.pg_lock_status() where locktype = 'advisory' and granted {mode} \
+             and {} and {OWN_DATABASE})",
+            self.condition(dialect)?
+        ))
+    }
+
+    /// `pg_try_advisory_xact_lock_shared`, say.
+    fn function(&self, verb: &str, hold: Hold) -> String {
+        let transaction = match hold {
+            Hold::Session => "",
+            Hold::Transaction => "_xact",
+        };
+        let shared = if self.shared { "_shared" } else { "" };
+        format!("pg_catalog.pg_{verb}{transaction}_lock{shared}")
+    }
+
+    /// The last branch of the verdict for a lock of which a slot may have been taken; `slot` is a table of that
+    /// slot, empty where none was.
+    fn any_slot(&self, dialect: &dyn Dialect, hold: Hold, slot: &str) -> Result<String, Error> {
+        Ok(format!(
+            "else coalesce((select {} from {slot}), case pg_catalog.current_setting('pglock.first', true) \
+             when 'yes' then 'first' else 'busy' end)",
+            self.held(dialect, "slot", hold)?
+        ))
+    }
+
+    /// The word for a lock that is held in this slot, its key and the token. In a transaction that is to stay
+    /// open the token would hold back vacuum: there it needs another, see [`token_query`](Self::token_query).
+    fn held(&self, dialect: &dyn Dialect, slot: &str, hold: Hold) -> Result<String, Error> {
+        let key = self.key_sql(dialect, slot)?;
+        Ok(match &self.name {
+            _ if self.fence && hold == Hold::Session => {
+                format!("pg_catalog.concat('held ', {key}, ' ', {TOKEN})")
+            }
+            Name::Id(id) if self.slots == 1 => format!("'held {id}'"),
+            _ => format!("pg_catalog.concat('held ', {key})"),
+        })
+    }
+}

@@ -1,0 +1,224 @@
+//! When did the server last lose all its sessions? With them it lost its locks, and their holders may take them again for as
+//! long as their leases last. So a newcomer holds off until they are over, and who was cut off asks whether it was a
+//! restart. Each of the two has to be sure of another side of it: the newcomer of every time that the server did, the holder
+//! that it did.
+
+use std::time::Duration;
+
+use super::query::{Answer, Place, Query, Statements};
+use super::request_sql::Claim;
+use crate::pq::Error;
+use crate::server::dialect::Dialect;
+use crate::server::session_settings::Hold;
+
+/// When the postmaster started. A restart moves it.
+const START: &str = "pg_catalog.pg_postmaster_start_time()";
+
+/// When the statistics of the background writer were reset. A crash of a backend, which ends all sessions and restarts the
+/// rest under the same postmaster, resets all statistics. An administrator may reset these too, see [`resets`]; but where
+/// they were not, there was no crash.
+const RESET: &str = "pg_catalog.pg_stat_get_bgwriter_stat_reset_time()";
+
+/// What is wrong with an answer that tells no age.
+const UNEXPECTED: &str = "the server gave an unexpected answer to the question for its age";
+
+/// How an attempt treats a server that lost its sessions less than a ttl ago.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Caution {
+    /// It does not try.
+    HoldOff,
+    /// It tries: nobody can have held the lock then but the one who tries.
+    None,
+}
+
+/// What a newcomer is told who asks whether to hold off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HoldOff {
+    /// For how long; not at all on the first start of a new cluster.
+    pub time: Duration,
+    /// Whether a holder has its lock again, so that who does not wait for the lock need not wait here; with slots it may
+    /// not be the last.
+    pub is_held: bool,
+}
+
+impl Claim {
+    /// Asks how much of its first ttl is left to the server, and whether somebody holds the lock.
+    /// A session that is to hold off gets its settings first, or a timeout of the role's own would end it meanwhile.
+    ///
+    /// # Errors
+    /// The name of the lock cannot be said to the server.
+    pub fn age_query(&self, dialect: &dyn Dialect, hold: Hold) -> Result<Query<HoldOff>, Error> {
+        let ttl = self.settings.ttl.unwrap_or_default();
+        let mut statements = Statements::new();
+        if hold == Hold::Session {
+            statements.add(self.settings.sql(dialect, hold, 0));
+        }
+        let age = statements.add(format!(
+            "select '{}' - extract(epoch from pg_catalog.clock_timestamp() - {}), {}, {}",
+            ttl.as_secs(),
+            lost_at_the_latest(dialect),
+            is_first_start(dialect),
+            self.is_held_sql(dialect)?
+        ));
+        Ok(statements.query(move |answer| {
+            let left = answer.seconds(age, 0);
+            let (Some(left), Some(is_first)) = (left, answer.field(age, 1)) else {
+                return Err(UNEXPECTED);
+            };
+            Ok(HoldOff {
+                // The server's clock may have been set back since it started.
+                time: match is_first {
+                    "t" => Duration::ZERO,
+                    _ => left.min(ttl),
+                },
+                is_held: answer.field(age, 2) == Some("t"),
+            })
+        }))
+    }
+}
+
+/// The condition that the server lost its sessions less than a ttl ago; `None` for one to whom that makes no difference.
+pub fn is_recent(
+    dialect: &dyn Dialect,
+    hold: Hold,
+    caution: Caution,
+    ttl: Option<Duration>,
+) -> Option<String> {
+    let ttl = ttl.filter(|_| caution == Caution::HoldOff)?.as_secs();
+    let is_late = |moment: &str| {
+        format!(
+            "pg_catalog.timestamptz_gt({moment}, pg_catalog.timestamptz_mi_interval('now', '{ttl} s'))"
+        )
+    };
+    Some(match hold {
+        // What tells a crash from a reset is dear to a new backend: where it may be either, `age_query` asks.
+        Hold::Session => format!("{} or {}", is_late(START), is_late(RESET)),
+        // The next question may come to another server than this one.
+        Hold::Transaction => is_late(&lost_at_the_latest(dialect)),
+    })
+}
+
+/// The condition that this is the first start of a new cluster: then nobody can have held a lock before it. At a first
+/// start the statistics are those of initdb, before the start, and know of no checkpoint; a clean stop counts one, and after
+/// any other the statistics begin anew, after the start. Before version 15 they do not tell.
+fn is_first_start(dialect: &dyn Dialect) -> String {
+    let counters = match dialect.server_version() {
+        ..150_000 => return "false".to_owned(),
+        150_000..170_000 => [
+            "bgwriter_stat_reset_time",
+            "bgwriter_timed_checkpoints",
+            "bgwriter_requested_checkpoints",
+        ],
+        170_000.. => [
+            "checkpointer_stat_reset_time",
+            "checkpointer_num_timed",
+            "checkpointer_num_requested",
+        ],
+    };
+    let [reset, timed, requested] = counters.map(|name| format!("pg_catalog.pg_stat_get_{name}()"));
+    format!("{reset} < {START} and {timed} + {requested} = 0")
+}
+
+/// When the server's statistics were reset, by their kinds: those that a crash resets at one and the same moment; and, from
+/// version 15 on, some that stand in shared memory and nowhere else, and are as old as that, which a crash makes anew before it
+/// resets the others.
+fn resets(dialect: &dyn Dialect) -> (Vec<String>, Option<String>) {
+    let version = dialect.server_version();
+    let of_kind = |kind| format!("(select stats_reset from pg_catalog.pg_stat_get_{kind}())");
+    let mut at_once = vec![RESET.to_owned(), of_kind("archiver")];
+    if version >= 140_000 {
+        at_once.push(of_kind("wal"));
+    }
+    let memory = (version >= 150_000).then(|| of_kind("recovery_prefetch"));
+    (at_once, memory)
+}
+
+/// When the server last lost all its sessions, for one who has to know of every time that it did. An administrator who
+/// resets one kind of statistics changes nothing; one who resets all makes it seem later than it was.
+fn lost_at_the_latest(dialect: &dyn Dialect) -> String {
+    let (mut resets, memory) = resets(dialect);
+    resets.extend(memory);
+    format!("greatest({START}, least({}))", resets.join(", "))
+}
+
+/// The same for one who has to be sure that it did: where an administrator may have reset statistics since, it seems
+/// earlier than it was.
+fn lost_at_the_earliest(dialect: &dyn Dialect) -> String {
+    let (at_once, memory) = resets(dialect);
+    let mut is_crash: Vec<String> = at_once.windows(2).map(|two| two.join(" = ")).collect();
+    is_crash.extend(memory.iter().map(|memory| format!("{memory} < {RESET}")));
+    format!(
+        "greatest({START}, case when {} then {} end)",
+        is_crash.join(" and "),
+        memory.as_deref().unwrap_or(RESET)
+    )
+}
+
+/// Asks, for a holder, how long ago the server lost all its sessions.
+pub fn lost_query(dialect: &dyn Dialect) -> Query<Duration> {
+    let mut statements = Statements::new();
+    let age = AgePlace::ask(&mut statements, dialect);
+    statements.query(move |answer| age.read(answer))
+}
+
+/// Where the answer to it is in a query that asks more.
+#[derive(Clone, Copy)]
+pub struct AgePlace(Place);
+
+impl AgePlace {
+    /// Adds the statement that asks.
+    pub fn ask(statements: &mut Statements, dialect: &dyn Dialect) -> Self {
+        let lost = lost_at_the_earliest(dialect);
+        Self(statements.add(format!(
+            "select extract(epoch from pg_catalog.clock_timestamp() - {lost})"
+        )))
+    }
+
+    /// How long ago it was.
+    pub fn read(self, answer: &Answer) -> Result<Duration, &'static str> {
+        answer.seconds(self.0, 0).ok_or(UNEXPECTED)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lock::{Unanswered, golden::Made, keys::Name};
+    use crate::pq::Outcome;
+    use crate::server::session_settings::Settings;
+
+    #[test]
+    fn a_newcomer_holds_off_for_a_ttl_at_most_and_not_on_a_first_start() {
+        let claim = Claim {
+            name: Name::Id(1),
+            shared: false,
+            slots: 1,
+            settings: Settings::new(Some(Duration::from_secs(15))),
+            fence: false,
+        };
+        let unexpected = || Err(Unanswered::Senseless(UNEXPECTED));
+        let told = |time, is_held| {
+            let time = Duration::from_millis(time);
+            Ok(HoldOff { time, is_held })
+        };
+        for (fields, expected) in [
+            ([Some("4.5"), Some("f"), Some("f")], told(4500, false)),
+            ([Some("4.5"), Some("f"), Some("t")], told(4500, true)),
+            ([Some("-3"), Some("f"), Some("f")], told(0, false)),
+            ([Some("4000"), Some("f"), Some("f")], told(15_000, false)),
+            ([Some("4.5"), Some("t"), Some("f")], told(0, false)),
+            ([Some("soon"), Some("t"), Some("f")], unexpected()),
+            ([None, Some("f"), Some("f")], unexpected()),
+            ([Some("4.5"), None, Some("f")], unexpected()),
+        ] {
+            let row = fields.map(|field| field.map(str::to_owned)).to_vec();
+            let rows = |rows| Outcome::Done { rows };
+            let answer = [rows(vec![]), rows(vec![]), rows(vec![row])];
+            let made = Made { version: 15 };
+            let query = claim.age_query(&made, Hold::Session).unwrap();
+            assert_eq!(query.read(&answer), expected, "{fields:?}");
+            let query = claim.age_query(&made, Hold::Transaction).unwrap();
+            assert_eq!(query.read(&answer[1..]), expected, "{fields:?}");
+        }
+    }
+}

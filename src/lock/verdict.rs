@@ -1,0 +1,255 @@
+//! How an attempt at a lock went: the statement that tells, and the one that proves it. The last but one of a query
+//! tells how it went, and the last brings what the lock table has of this session: the proof, looked at here.
+
+use std::time::Duration;
+
+use super::keys::Key;
+use super::query::{Answer, Place, Statements};
+use super::restart::{self, Caution};
+use crate::server::dialect::Dialect;
+use crate::server::session_settings::Hold;
+
+/// The server's word on an attempt to take the lock.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The lock is held: this key stands in the server's lock table under the own backend. With the fencing
+    /// token, if one was asked for.
+    Held(Key, Option<u64>),
+    /// Others hold it.
+    Busy,
+    /// Others hold it, or all its slots, and this session has the writer-intent key or is the first of those in the queue.
+    First,
+    /// The server lost its sessions less than a ttl ago: an earlier holder may be about to take its lock
+    /// again.
+    Young,
+    /// A pooler is between pglock and the server: the lock can only be bound to a transaction.
+    Pooled,
+    /// The server is a standby, whose locks do not exclude those of its primary.
+    Standby,
+}
+
+/// What is wrong with an answer that is none of these.
+const UNEXPECTED: &str = "the server gave an unexpected answer to the lock call";
+
+/// Asks for what the server's lock table has of the session that asks. One that can ask waits for nothing, so
+/// all of it is granted.
+const PROOF: &str = "select locktype, classid, objid, objsubid, mode from pg_catalog.pg_lock_status() \
+     where not pg_catalog.int4ne(pid, pg_catalog.pg_backend_pid())";
+
+/// Opens the transaction that a lock behind a pooler is bound to. A stronger isolation, which a role may
+/// have as its default, would keep a snapshot, and so hold back vacuum and `CREATE INDEX CONCURRENTLY`.
+pub fn begin(statements: &mut Statements, hold: Hold) {
+    if hold == Hold::Transaction {
+        statements.add("begin isolation level read committed");
+    }
+}
+
+/// The first branches of a verdict: where the lock must not be taken.
+pub fn guards(
+    dialect: &dyn Dialect,
+    hold: Hold,
+    caution: Caution,
+    ttl: Option<Duration>,
+) -> String {
+    let pid = dialect.backend_pid();
+    let pooled = match hold {
+        Hold::Session => {
+            format!("when pg_catalog.int4ne(pg_catalog.pg_backend_pid(), {pid}) then 'pooled' ")
+        }
+        Hold::Transaction => String::new(),
+    };
+    let young = match restart::is_recent(dialect, hold, caution, ttl) {
+        Some(recent) => format!("when {recent} then 'young' "),
+        None => String::new(),
+    };
+    format!("case {pooled}when pg_catalog.pg_is_in_recovery() then 'standby' {young}")
+}
+
+/// Where the word on an attempt is, and its proof.
+#[derive(Clone, Copy)]
+pub struct VerdictPlace {
+    word: Place,
+    proof: Place,
+}
+
+impl VerdictPlace {
+    /// Adds the statement that tries and tells, and the one for the proof.
+    pub fn ask(statements: &mut Statements, attempt: String) -> Self {
+        Self {
+            word: statements.add(attempt),
+            proof: statements.add(PROOF),
+        }
+    }
+
+    /// What the answer means to one who wants the lock, `shared` or not; `wanted` tells whether a key is the lock's.
+    pub fn read(
+        self,
+        answer: &Answer,
+        shared: bool,
+        wanted: impl Fn(Key) -> bool,
+    ) -> Result<Verdict, &'static str> {
+        match answer.field(self.word, 0).unwrap_or_default() {
+            "busy" => Ok(Verdict::Busy),
+            "first" => Ok(Verdict::First),
+            "young" => Ok(Verdict::Young),
+            "pooled" => Ok(Verdict::Pooled),
+            "standby" => Ok(Verdict::Standby),
+            word => {
+                let (key, token) = granted(word).ok_or(UNEXPECTED)?;
+                if !wanted(key) {
+                    Err("the server granted another lock than the one that it was asked for")
+                } else if !is_proven(answer.rows(self.proof), key, shared) {
+                    Err(
+                        "the server says that it granted the lock, but its lock table does not show it: its \
+                         advisory locks do not exclude anybody",
+                    )
+                } else {
+                    Ok(Verdict::Held(key, token))
+                }
+            }
+        }
+    }
+}
+
+/// The key and the token of a word that says that a lock is held.
+fn granted(word: &str) -> Option<(Key, Option<u64>)> {
+    let mut parts = word.split(' ');
+    if parts.next() != Some("held") {
+        return None;
+    }
+    let key = Key::parse(parts.next()?)?;
+    let token = parts.next().map(str::parse).transpose().ok()?;
+    Some((key, token))
+}
+
+/// Whether the rows that answer [`PROOF`] have this key, shared or not.
+fn is_proven(rows: &[Vec<Option<String>>], key: Key, shared: bool) -> bool {
+    let mode = if shared { "ShareLock" } else { "ExclusiveLock" };
+    let mut expected = key.row().to_vec();
+    expected.push(Some(mode.to_owned()));
+    rows.contains(&expected)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::keys::{CompanionKey, Name};
+    use super::super::query::{Query, Unanswered};
+    use super::super::request_sql::Claim;
+    use super::*;
+    use crate::pq::Outcome;
+    use crate::server::session_settings::Settings;
+
+    fn claim(name: Name, slots: u32) -> Claim {
+        Claim {
+            name,
+            shared: false,
+            slots,
+            settings: Settings::new(None),
+            fence: false,
+        }
+    }
+
+    fn row(fields: Vec<Option<String>>) -> Outcome {
+        Outcome::Done { rows: vec![fields] }
+    }
+
+    /// The row that proves this key.
+    fn proof(key: Key, mode: &str) -> Outcome {
+        row([&key.row()[..], &[Some(mode.to_owned())]].concat())
+    }
+
+    /// The answer of a server that says this word, to a query of one statement beside the verdict's and the path.
+    fn answer(word: &str, proof: Outcome) -> [Outcome; 3] {
+        let word = row(vec![Some(word.to_owned())]);
+        [Outcome::Done { rows: vec![] }, word, proof]
+    }
+
+    /// The answer of a server that has granted this key, and shows it in its lock table.
+    fn granted(key: Key) -> [Outcome; 3] {
+        answer(&format!("held {key}"), proof(key, "ExclusiveLock"))
+    }
+
+    /// The query of an attempt, read as that of one who makes it.
+    fn attempt(shared: bool, wanted: impl Fn(Key) -> bool + 'static) -> Query<Verdict> {
+        let mut statements = Statements::new();
+        let place = VerdictPlace::ask(&mut statements, String::new());
+        statements.query(move |answer| place.read(answer, shared, &wanted))
+    }
+
+    fn of_claim(claim: &Claim) -> Query<Verdict> {
+        let claim = claim.clone();
+        attempt(claim.shared, move |key| claim.comes_to(key))
+    }
+
+    #[test]
+    fn no_other_key_will_do_than_that_of_the_lock() {
+        let id = |id, slots| claim(Name::Id(id), slots);
+        let name = |slots| claim(Name::Text("x".into()), slots);
+        let [queue, intent] =
+            [CompanionKey::Queue, CompanionKey::WriterIntent].map(CompanionKey::second);
+        for (claim, key, is_right) in [
+            (id(1, 1), Key::One(1), true),
+            (id(1, 1), Key::One(2), false),
+            (id(1, 1), Key::One(1 << 32 | 1), false),
+            (id(1, 1), Key::Two(0, 1), false),
+            (id(1, 1), Key::Two(1, 1), false),
+            (id(1, 1), Key::Two(1, 2), false),
+            (id(u32::MAX, 2), Key::One(u32::MAX.into()), true),
+            (id(u32::MAX, 2), Key::One(-1), false),
+            (id(u32::MAX, 2), Key::Two(-1, 2), true),
+            (id(3, 5), Key::Two(3, 5), true),
+            (id(3, 5), Key::Two(3, 6), false),
+            (id(3, 5), Key::Two(3, 1), false),
+            (id(3, 5), Key::Two(3, queue), false),
+            (id(3, 5), Key::Two(3, intent), false),
+            (id(3, 5), Key::Two(2, 5), false),
+            (name(1), Key::One(-7), true),
+            (name(5), Key::One(7), true),
+            (name(1), Key::Two(0, 1), false),
+            (name(5), Key::Two(1, 2), false),
+        ] {
+            let verdict = of_claim(&claim).read(&granted(key));
+            let held = Ok(Verdict::Held(key, None));
+            assert_eq!(verdict == held, is_right, "{claim:?}, {key:?}: {verdict:?}");
+            assert!(
+                is_right || matches!(verdict, Err(Unanswered::Senseless(_))),
+                "{verdict:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_word_of_the_server_is_not_enough() {
+        let query = of_claim(&claim(Name::Id(1), 1));
+        let key = Key::One(1);
+        let held = |word: &str| query.read(&answer(word, proof(key, "ExclusiveLock")));
+        assert_eq!(held("held 1"), Ok(Verdict::Held(key, None)));
+        assert_eq!(held("held 1 77"), Ok(Verdict::Held(key, Some(77))));
+        for word in [
+            "", "held", "held x", "held 1 x", "held 1 ", "holds 1", "Held 1",
+        ] {
+            assert_eq!(held(word), Err(Unanswered::Senseless(UNEXPECTED)), "{word}");
+        }
+        for proof in [
+            proof(key, "ShareLock"),
+            proof(Key::Two(0, 1), "ExclusiveLock"),
+            row(vec![]),
+            Outcome::Done { rows: vec![] },
+        ] {
+            let verdict = query.read(&answer("held 1", proof));
+            assert!(
+                matches!(verdict, Err(Unanswered::Senseless(_))),
+                "{verdict:?}"
+            );
+        }
+        for (word, verdict) in [
+            ("busy", Verdict::Busy),
+            ("first", Verdict::First),
+            ("young", Verdict::Young),
+            ("pooled", Verdict::Pooled),
+            ("standby", Verdict::Standby),
+        ] {
+            assert_eq!(held(word), Ok(verdict));
+        }
+    }
+}
