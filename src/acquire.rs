@@ -11,14 +11,16 @@ use crate::exit::Exit;
 use crate::guardian::{Guardian, LONG_WAY};
 use crate::lease::{Lease, Terms};
 use crate::lock::holders::{self, Holders, Row};
-use crate::lock::{self, Caution, Claim, HoldOff, Lock, Query, TURN, Unanswered, Verdict};
+use crate::lock::{
+    self, HoldOff, Lock, LockRequest, Query, RestartCheck, TURN, Unanswered, Verdict,
+};
 use crate::log::{self, Log};
 use crate::pq::{Conninfo, Error, Outcome};
 use crate::server::conninfo::Target;
 use crate::server::resolve::{self, resolve};
 use crate::server::retry::{self, Again};
 use crate::server::session::{Event, Session};
-use crate::server::session_settings::{Hold, Settings};
+use crate::server::session_settings::{LockScope, SessionSettings};
 use crate::server::wait::{self, Interrupt, drive, left};
 use crate::status;
 use crate::sys::{self, Signal, Signals, Ward};
@@ -141,7 +143,7 @@ struct Attempt<'a> {
     config: &'a Config,
     signals: &'a Signals,
     log: Log,
-    claim: Claim,
+    claim: LockRequest,
     target: &'a Target,
     /// When to give up: the end of the wait, or of the time for connecting where there is no wait.
     until: Option<Duration>,
@@ -158,7 +160,7 @@ struct Attempt<'a> {
     /// Whether others held the lock at first.
     waited: bool,
     /// What the lock can be bound to on the connection that there is.
-    hold: Hold,
+    hold: LockScope,
     /// Why the last round failed: more telling than that the time is over now.
     reason: Option<String>,
 }
@@ -176,11 +178,11 @@ impl<'a> Attempt<'a> {
             config,
             signals,
             log,
-            claim: Claim {
+            claim: LockRequest {
                 name: config.lock.clone(),
                 shared: config.shared,
                 slots: config.slots,
-                settings: Settings::new(config.terms.map(Terms::ttl)),
+                settings: SessionSettings::new(config.terms.map(Terms::ttl)),
                 fence: config.fence,
             },
             target,
@@ -196,7 +198,7 @@ impl<'a> Attempt<'a> {
             held: false,
             announced: false,
             waited: false,
-            hold: Hold::Session,
+            hold: LockScope::Session,
             reason: None,
         })
     }
@@ -262,7 +264,7 @@ impl<'a> Attempt<'a> {
     /// hosts that are left, so that one that does not answer leaves some to the next.
     fn try_host(&mut self, settings: &Conninfo, hosts_left: u32) -> Result<Held, Failure> {
         let mut session = self.connect(settings, hosts_left, self.until)?;
-        self.hold = Hold::Session;
+        self.hold = LockScope::Session;
         let connection = session.connection();
         if let Some(version) = connection.reported(c"crdb_version") {
             return Err(failed(format_args!(
@@ -299,7 +301,7 @@ impl<'a> Attempt<'a> {
         {
             self.exchange(&mut session, c";", Duration::ZERO, true, None)?;
         }
-        self.describe(&session, lock.hold());
+        self.describe(&session, lock.scope());
         let mut guardian = self.guardian.take().ok_or_else(|| failed("no guardian"))?;
         if guardian.settle(LONG_WAY).is_err() {
             // It may have been killed on its way.
@@ -369,24 +371,24 @@ impl<'a> Attempt<'a> {
     /// Tries once, then waits if there is anything to wait for. Returns the lock and the fencing token.
     fn obtain(&mut self, session: &mut Session) -> Result<(Lock, Option<u64>), Failure> {
         let waits = self.config.wait != Wait::No;
-        let mut caution = Caution::HoldOff;
+        let mut check = RestartCheck::HoldOff;
         let mut young_since = None;
         loop {
             let connection = session.connection();
             let query = self
                 .claim
-                .try_query(connection, self.hold, caution, waits, self.waited)
+                .try_query(connection, self.hold, check, waits, self.waited)
                 .map_err(unsaid)?;
-            let tried = caution;
+            let tried = check;
             // Behind a pooler the server may be another one, or restarted, at the next attempt.
-            caution = Caution::HoldOff;
+            check = RestartCheck::HoldOff;
             let mut verdict = self.ask(session, &query, Duration::ZERO)?;
-            while self.hold == Hold::Session
-                && matches!(verdict, Ok(Verdict::Busy | Verdict::First))
+            while self.hold == LockScope::Session
+                && matches!(verdict, Ok(Verdict::Busy | Verdict::QueueHead))
             {
                 let left = self.time_to_wait(session)?;
                 let turn = left.as_millis().clamp(1, TURN.into()) as u32;
-                let first = verdict == Ok(Verdict::First);
+                let first = verdict == Ok(Verdict::QueueHead);
                 let query = self
                     .claim
                     .wait_query(session.connection(), turn, first)
@@ -396,11 +398,11 @@ impl<'a> Attempt<'a> {
                 verdict = self.ask(session, &query, turn)?;
                 // A server that does not wait would be asked without a pause.
                 let early = (asked + turn / 2).saturating_sub(sys::now());
-                if !early.is_zero() && matches!(verdict, Ok(Verdict::Busy | Verdict::First)) {
+                if !early.is_zero() && matches!(verdict, Ok(Verdict::Busy | Verdict::QueueHead)) {
                     self.pause(early)?;
                 }
             }
-            if self.hold == Hold::Transaction && !matches!(verdict, Ok(Verdict::Held(..))) {
+            if self.hold == LockScope::Transaction && !matches!(verdict, Ok(Verdict::Held(..))) {
                 // The pool's connection goes back to the pool.
                 self.call(session, c"rollback", Duration::ZERO)?;
             }
@@ -408,16 +410,18 @@ impl<'a> Attempt<'a> {
                 Ok(Verdict::Held(key, token)) => {
                     return Ok((self.claim.lock(key, self.hold), token));
                 }
-                Ok(Verdict::Busy | Verdict::First) => {
+                Ok(Verdict::Busy | Verdict::QueueHead) => {
                     let left = self.time_to_wait(session)?;
                     self.pause(jittered(POOLED_PAUSE).min(left))?;
                 }
-                Ok(Verdict::Young) => {
+                Ok(Verdict::RecentlyRestarted) => {
                     let since = *young_since.get_or_insert_with(sys::now);
                     self.believe_young(tried, since)?;
-                    caution = self.hold_off(session)?;
+                    check = self.hold_off(session)?;
                 }
-                Ok(Verdict::Pooled) if self.hold == Hold::Session => self.hold = Hold::Transaction,
+                Ok(Verdict::Pooled) if self.hold == LockScope::Session => {
+                    self.hold = LockScope::Transaction
+                }
                 Ok(Verdict::Pooled) => {
                     return Err(
                         failed("the server gave an unexpected answer to the lock call").into(),
@@ -600,7 +604,7 @@ impl<'a> Attempt<'a> {
         let Some(outcomes) = wait::take_back(session, self.signals) else {
             return;
         };
-        if self.hold == Hold::Transaction {
+        if self.hold == LockScope::Transaction {
             // A pooler closes the server's connection too if its client leaves in a transaction.
             wait::last_word(session, c"rollback", self.signals);
         } else if let Some(Ok(Verdict::Held(key, _))) =
@@ -618,10 +622,10 @@ impl<'a> Attempt<'a> {
 
     /// Looks whether a server that has been young since then can be so still: behind a pooler it may have been restarted
     /// again meanwhile, or be another one, but not for ever. Without a lease none is asked whether it is young.
-    fn believe_young(&self, tried: Caution, since: Duration) -> Result<(), Failure> {
+    fn believe_young(&self, tried: RestartCheck, since: Duration) -> Result<(), Failure> {
         let ttl = self.claim.settings.ttl;
         let can_be = ttl.is_some_and(|ttl| sys::now() <= since + ttl);
-        if tried == Caution::HoldOff && can_be {
+        if tried == RestartCheck::HoldOff && can_be {
             return Ok(());
         }
         Err(Failure::Host(Trouble {
@@ -631,7 +635,7 @@ impl<'a> Attempt<'a> {
     }
 
     /// Waits until no earlier holder can take its lock again on a server that has lost its sessions.
-    fn hold_off(&mut self, session: &mut Session) -> Result<Caution, Failure> {
+    fn hold_off(&mut self, session: &mut Session) -> Result<RestartCheck, Failure> {
         let mut until = None;
         loop {
             let asked = sys::now();
@@ -649,7 +653,7 @@ impl<'a> Attempt<'a> {
                 Err(Unanswered::Senseless(why)) => return Err(failed(why).into()),
             };
             if time.is_zero() {
-                return Ok(Caution::None);
+                return Ok(RestartCheck::None);
             }
             let ttl = self.claim.settings.ttl.unwrap_or(time);
             if self.config.wait == Wait::No && is_held {
@@ -675,8 +679,8 @@ impl<'a> Attempt<'a> {
                 // It has not lost its sessions meanwhile, or this one would be gone; a pooler's may have been.
                 Err(Interrupt::Late) => {
                     return Ok(match self.hold {
-                        Hold::Session => Caution::None,
-                        Hold::Transaction => Caution::HoldOff,
+                        LockScope::Session => RestartCheck::None,
+                        LockScope::Transaction => RestartCheck::HoldOff,
                     });
                 }
                 // Nothing was asked; not all of the time has passed.
@@ -701,7 +705,7 @@ impl<'a> Attempt<'a> {
     ) -> Result<u64, Failure> {
         // The wait may be over: the lock is held already.
         let taken = self.connect(settings, 1, None).and_then(|mut other| {
-            let query = Claim::token_query();
+            let query = LockRequest::token_query();
             let outcomes = self.exchange(&mut other, query.sql(), Duration::ZERO, false, None)?;
             match query.read(&outcomes) {
                 Ok(token) => Ok(token),
@@ -726,15 +730,15 @@ impl<'a> Attempt<'a> {
     }
 
     /// Under `--verbose`: how the lock is held.
-    fn describe(&self, session: &Session, hold: Hold) {
+    fn describe(&self, session: &Session, hold: LockScope) {
         let kind = if self.claim.shared {
             "shared"
         } else {
             "exclusive"
         };
         let bound = match hold {
-            Hold::Session => format!("of backend {}", session.connection().backend_pid()),
-            Hold::Transaction => "of a transaction, since a pooler is in between".to_owned(),
+            LockScope::Session => format!("of backend {}", session.connection().backend_pid()),
+            LockScope::Transaction => "of a transaction, since a pooler is in between".to_owned(),
         };
         let settings = self.claim.settings;
         let lease = match settings.ttl.map(|ttl| ttl.as_secs()) {

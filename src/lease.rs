@@ -8,7 +8,7 @@
 //!
 //! A session that the server has lost, because it was restarted, frees its lock early. There newcomers
 //! keep the promise: whoever finds that the server lost all sessions less than a ttl ago does not try
-//! before the ttl is over (`lock.rs`). So a holder that was cut off by a restart may take its lock again
+//! before the ttl is over (`lock/restart.rs`). So a holder that was cut off by a restart may take its lock again
 //! as long as its own lease lasts, and nobody has had it meanwhile.
 
 use std::time::Duration;

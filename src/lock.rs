@@ -29,6 +29,6 @@ pub use held_sql::{Lock, Retaken};
 pub use keys::Name;
 pub use query::{Query, Unanswered};
 pub use release::release;
-pub use request_sql::{Claim, TURN};
-pub use restart::{Caution, HoldOff, lost_query};
+pub use request_sql::{LockRequest, TURN};
+pub use restart::{HoldOff, RestartCheck, lost_query};
 pub use verdict::Verdict;

@@ -26,7 +26,7 @@ use crate::log::Log;
 use crate::pq::{self, Conninfo, Outcome};
 use crate::server::session::{self, Session};
 use crate::server::session_name;
-use crate::server::session_settings::Hold;
+use crate::server::session_settings::LockScope;
 use crate::server::wait;
 use crate::sys::{self, Change, Signal, Signals, Terminal, Timer, Ward};
 
@@ -93,7 +93,7 @@ pub fn run(
         terms: config.terms,
         grace: config.grace,
         kill_on_loss: config.kill_on_loss,
-        pooled: held.lock.hold() == Hold::Transaction,
+        pooled: held.lock.scope() == LockScope::Transaction,
         rename: new_name.is_some(),
         has_terminal: terminal.is_some(),
     };

@@ -8,12 +8,12 @@ use super::held_sql::Lock;
 use super::holders;
 use super::keys::{Key, Name};
 use super::query::Query;
-use super::request_sql::Claim;
-use super::restart::{Caution, lost_query};
+use super::request_sql::LockRequest;
+use super::restart::{RestartCheck, lost_query};
 use crate::pq::Error;
 use crate::server::dialect::Dialect;
 use crate::server::session;
-use crate::server::session_settings::{Hold, Settings};
+use crate::server::session_settings::{LockScope, SessionSettings};
 
 /// The queries, as they were when this was last looked at.
 const STATEMENTS: &str = include_str!("statements.txt");
@@ -21,7 +21,7 @@ const STATEMENTS: &str = include_str!("statements.txt");
 /// The versions of the server that are told apart.
 const VERSIONS: [i32; 4] = [13, 14, 15, 17];
 
-const SCOPES: [Hold; 2] = [Hold::Session, Hold::Transaction];
+const SCOPES: [LockScope; 2] = [LockScope::Session, LockScope::Transaction];
 
 /// A server that there is not.
 pub struct Made {
@@ -65,47 +65,47 @@ impl Shown {
     }
 }
 
-fn claim(name: Name, shared: bool, slots: u32) -> Claim {
-    Claim {
+fn request(name: Name, shared: bool, slots: u32) -> LockRequest {
+    LockRequest {
         name,
         shared,
         slots,
-        settings: Settings::new(None),
+        settings: SessionSettings::new(None),
         fence: false,
     }
 }
 
-fn leased(claim: &Claim) -> Claim {
-    Claim {
-        settings: Settings::new(Some(Duration::from_secs(15))),
-        ..claim.clone()
+fn leased(request: &LockRequest) -> LockRequest {
+    LockRequest {
+        settings: SessionSettings::new(Some(Duration::from_secs(15))),
+        ..request.clone()
     }
 }
 
-fn fenced(claim: &Claim) -> Claim {
-    Claim {
+fn fenced(request: &LockRequest) -> LockRequest {
+    LockRequest {
         fence: true,
-        ..claim.clone()
+        ..request.clone()
     }
 }
 
-fn claims() -> Vec<(&'static str, Claim)> {
+fn requests() -> Vec<(&'static str, LockRequest)> {
     let id = |id| Name::Id(id);
     let name = || Name::Text("it's".to_owned());
     vec![
-        ("id 1", claim(id(1), false, 1)),
-        ("id 4294967295", claim(id(u32::MAX), false, 1)),
-        ("name", claim(name(), false, 1)),
-        ("id 1, shared", claim(id(1), true, 1)),
-        ("name, shared", claim(name(), true, 1)),
-        ("id 1, 3 slots", claim(id(1), false, 3)),
-        ("id 4294967295, 3 slots", claim(id(u32::MAX), false, 3)),
-        ("name, 3 slots", claim(name(), false, 3)),
+        ("id 1", request(id(1), false, 1)),
+        ("id 4294967295", request(id(u32::MAX), false, 1)),
+        ("name", request(name(), false, 1)),
+        ("id 1, shared", request(id(1), true, 1)),
+        ("name, shared", request(name(), true, 1)),
+        ("id 1, 3 slots", request(id(1), false, 3)),
+        ("id 4294967295, 3 slots", request(id(u32::MAX), false, 3)),
+        ("name, 3 slots", request(name(), false, 3)),
     ]
 }
 
 fn locks() -> Vec<(&'static str, Lock)> {
-    let lock = |key, shared| claim(Name::Id(1), shared, 3).lock(key, Hold::Session);
+    let lock = |key, shared| request(Name::Id(1), shared, 3).lock(key, LockScope::Session);
     vec![
         ("key 1", lock(Key::One(1), false)),
         ("key -7", lock(Key::One(-7), false)),
@@ -115,51 +115,60 @@ fn locks() -> Vec<(&'static str, Lock)> {
     ]
 }
 
-fn word(hold: Hold) -> &'static str {
-    match hold {
-        Hold::Session => "session",
-        Hold::Transaction => "transaction",
+fn word(scope: LockScope) -> &'static str {
+    match scope {
+        LockScope::Session => "session",
+        LockScope::Transaction => "transaction",
     }
 }
 
 fn show_requests(shown: &mut Shown) {
     let made = Made { version: 15 };
-    let one = &claims()[0].1;
-    let slots = &claims()[5].1;
-    let attempt = |claim: &Claim, made: &Made, hold, caution, waits, waited| {
-        claim.try_query(made, hold, caution, waits, waited).unwrap()
+    let one = &requests()[0].1;
+    let slots = &requests()[5].1;
+    let attempt = |request: &LockRequest, made: &Made, scope, check, waits, waited| {
+        request
+            .try_query(made, scope, check, waits, waited)
+            .unwrap()
     };
-    for hold in SCOPES {
-        let scope = word(hold);
-        for (title, claim) in claims() {
-            let sql = attempt(&claim, &made, hold, Caution::HoldOff, true, false);
-            shown.add(format_args!("try: {title}; {scope}"), &sql);
+    for scope in SCOPES {
+        let bound = word(scope);
+        for (title, request) in requests() {
+            let sql = attempt(&request, &made, scope, RestartCheck::HoldOff, true, false);
+            shown.add(format_args!("try: {title}; {bound}"), &sql);
         }
-        let sql = attempt(slots, &made, hold, Caution::None, false, false);
-        let title = format_args!("try: id 1, 3 slots, without waiting; {scope}");
+        let sql = attempt(slots, &made, scope, RestartCheck::None, false, false);
+        let title = format_args!("try: id 1, 3 slots, without waiting; {bound}");
         shown.add(title, &sql);
-        let sql = attempt(one, &made, hold, Caution::HoldOff, true, true);
-        shown.add(format_args!("try: id 1, after others; {scope}"), &sql);
-        for (title, claim) in [("id 1", one), ("id 1, 3 slots", slots)] {
-            let sql = attempt(&fenced(claim), &made, hold, Caution::None, true, false);
-            shown.add(format_args!("try: {title}, with a token; {scope}"), &sql);
+        let sql = attempt(one, &made, scope, RestartCheck::HoldOff, true, true);
+        shown.add(format_args!("try: id 1, after others; {bound}"), &sql);
+        for (title, request) in [("id 1", one), ("id 1, 3 slots", slots)] {
+            let sql = attempt(
+                &fenced(request),
+                &made,
+                scope,
+                RestartCheck::None,
+                true,
+                false,
+            );
+            shown.add(format_args!("try: {title}, with a token; {bound}"), &sql);
         }
         for version in VERSIONS {
-            for (title, caution) in [
-                ("may hold off", Caution::HoldOff),
-                ("need not hold off", Caution::None),
+            for (title, check) in [
+                ("may hold off", RestartCheck::HoldOff),
+                ("need not hold off", RestartCheck::None),
             ] {
                 let made = Made { version };
-                let sql = attempt(&leased(one), &made, hold, caution, true, false);
+                let sql = attempt(&leased(one), &made, scope, check, true, false);
                 let title =
-                    format_args!("try: id 1, with a lease, {title}; {scope}, version {version}");
+                    format_args!("try: id 1, with a lease, {title}; {bound}, version {version}");
                 shown.add(title, &sql);
             }
         }
     }
-    for (title, claim) in claims() {
+    for (title, request) in requests() {
         for (turn, first) in [("the first turn", false), ("another turn", true)] {
-            let sql = claim.wait_query(&made, 900, first).unwrap();
+            let sql = request.wait_query(&made, 900, first).unwrap();
             shown.add(format_args!("wait: {title}, {turn}"), &sql);
         }
     }
@@ -168,22 +177,22 @@ fn show_requests(shown: &mut Shown) {
         let title = format_args!("wait: id 1, with a lease, 0 ms; version {version}");
         shown.add(title, &sql);
     }
-    shown.add("token", &Claim::token_query());
+    shown.add("token", &LockRequest::token_query());
 }
 
 fn show_restarts(shown: &mut Shown) {
-    for (title, claim) in claims() {
-        let sql = leased(&claim).age_query(&Made { version: 15 }, Hold::Session);
+    for (title, request) in requests() {
+        let sql = leased(&request).age_query(&Made { version: 15 }, LockScope::Session);
         shown.add(
             format_args!("newcomer's age: {title}; session"),
             &sql.unwrap(),
         );
     }
-    for hold in SCOPES {
+    for scope in SCOPES {
         for version in VERSIONS {
-            let sql = leased(&claims()[0].1).age_query(&Made { version }, hold);
-            let scope = word(hold);
-            let title = format_args!("newcomer's age: id 1; {scope}, version {version}");
+            let sql = leased(&requests()[0].1).age_query(&Made { version }, scope);
+            let bound = word(scope);
+            let title = format_args!("newcomer's age: id 1; {bound}, version {version}");
             shown.add(title, &sql.unwrap());
         }
     }
@@ -195,26 +204,26 @@ fn show_restarts(shown: &mut Shown) {
 
 fn show_locks(shown: &mut Shown) {
     let made = Made { version: 15 };
-    for hold in SCOPES {
-        let scope = word(hold);
+    for scope in SCOPES {
+        let bound = word(scope);
         for (title, lock) in locks() {
-            let lock = Lock { hold, ..lock };
-            let about = |what: &str| format!("{what}: {title}; {scope}");
+            let lock = Lock { scope, ..lock };
+            let about = |what: &str| format!("{what}: {title}; {bound}");
             shown.add(about("retake"), &lock.retake_query(&made));
             shown.add(about("check"), &lock.check_query(&made));
             shown.add(about("lift"), &lock.lift_query(&made));
             shown.add(about("release"), &lock.release_query());
         }
         let (title, lock) = locks()[0];
-        let lock = Lock { hold, ..lock };
+        let lock = Lock { scope, ..lock };
         let sql = lock.rename_query(&made, "it's").unwrap();
-        shown.add(format_args!("rename; {scope}"), &sql);
+        shown.add(format_args!("rename; {bound}"), &sql);
         for version in VERSIONS {
             let made = Made { version };
-            let settings = Settings::new(Some(Duration::from_secs(15)));
+            let settings = SessionSettings::new(Some(Duration::from_secs(15)));
             let lock = Lock { settings, ..lock };
             let about =
-                |what: &str| format!("{what}: {title}, with a lease; {scope}, version {version}");
+                |what: &str| format!("{what}: {title}, with a lease; {bound}, version {version}");
             shown.add(about("retake"), &lock.retake_query(&made));
             shown.add(about("check"), &lock.check_query(&made));
             shown.add(about("lift"), &lock.lift_query(&made));
@@ -229,8 +238,8 @@ fn show_locks(shown: &mut Shown) {
 fn show_status(shown: &mut Shown) {
     let made = Made { version: 15 };
     shown.add("status: all locks", &holders::query(&made, None).unwrap());
-    for (title, claim) in claims() {
-        let sql = holders::query(&made, Some(&claim)).unwrap();
+    for (title, request) in requests() {
+        let sql = holders::query(&made, Some(&request)).unwrap();
         shown.add(format_args!("status: {title}"), &sql);
     }
 }

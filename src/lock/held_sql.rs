@@ -4,20 +4,20 @@ use std::time::Duration;
 
 use super::keys::{Key, OWN_DATABASE};
 use super::query::{Query, Statements};
-use super::restart::{AgePlace, Caution};
+use super::restart::{AgePlace, RestartCheck};
 use super::verdict::{self, Verdict, VerdictPlace};
 use crate::pq::Error;
 use crate::server::dialect::Dialect;
 use crate::server::session_name::RELEASED;
-use crate::server::session_settings::{Hold, Settings};
+use crate::server::session_settings::{LockScope, SessionSettings};
 
 /// A lock that is held, or was.
 #[derive(Clone, Copy, Debug)]
 pub struct Lock {
     pub(super) key: Key,
     pub(super) shared: bool,
-    pub(super) hold: Hold,
-    pub(super) settings: Settings,
+    pub(super) scope: LockScope,
+    pub(super) settings: SessionSettings,
 }
 
 /// What the server says to an attempt to take a lock again.
@@ -40,8 +40,8 @@ pub struct Released {
 
 impl Lock {
     /// What it is bound to.
-    pub fn hold(self) -> Hold {
-        self.hold
+    pub fn scope(self) -> LockScope {
+        self.scope
     }
 
     /// Tries to take the lock again on a new connection, and asks how long ago the server lost all its
@@ -65,17 +65,17 @@ impl Lock {
     }
 
     fn retake(self, dialect: &dyn Dialect, mut statements: Statements) -> Query<Retaken> {
-        let transaction = match self.hold {
-            Hold::Session => "",
-            Hold::Transaction => "_xact",
+        let transaction = match self.scope {
+            LockScope::Session => "",
+            LockScope::Transaction => "_xact",
         };
         let taken = format!(
             "pg_catalog.pg_try_advisory{transaction}_lock{}({})",
             self.suffix(),
             self.key
         );
-        verdict::begin(&mut statements, self.hold);
-        statements.add(self.settings.sql(dialect, self.hold, 0));
+        verdict::begin(&mut statements, self.scope);
+        statements.add(self.settings.sql(dialect, self.scope, 0));
         let age = AgePlace::ask(&mut statements, dialect);
         let verdict = VerdictPlace::ask(&mut statements, self.verdict_sql(dialect, &taken));
         statements.query(move |answer| {
@@ -89,7 +89,7 @@ impl Lock {
     /// Puts the lease in force again, and asks whether the lock is still held.
     pub fn check_query(self, dialect: &dyn Dialect) -> Query<Verdict> {
         let mut statements = Statements::new();
-        statements.add(self.settings.sql(dialect, self.hold, 0));
+        statements.add(self.settings.sql(dialect, self.scope, 0));
         let verdict = VerdictPlace::ask(&mut statements, self.verdict_sql(dialect, "true"));
         statements.query(move |answer| verdict.read(answer, self.shared, |key| key == self.key))
     }
@@ -98,7 +98,7 @@ impl Lock {
     pub fn lift_query(self, dialect: &dyn Dialect) -> Query<()> {
         let settings = self.settings.without_lease();
         let mut statements = Statements::new();
-        statements.add(settings.sql(dialect, self.hold, 0));
+        statements.add(settings.sql(dialect, self.scope, 0));
         statements.query(|_| Ok(()))
     }
 
@@ -108,13 +108,13 @@ impl Lock {
     /// # Errors
     /// The name cannot be said to the server.
     pub fn rename_query(self, dialect: &dyn Dialect, name: &str) -> Result<Query<()>, Error> {
-        let scope = match self.hold {
-            Hold::Session => "session",
-            Hold::Transaction => "local",
+        let level = match self.scope {
+            LockScope::Session => "session",
+            LockScope::Transaction => "local",
         };
         let name = dialect.quote(name)?;
         let mut statements = Statements::new();
-        statements.add(format!("set {scope} application_name to {name}"));
+        statements.add(format!("set {level} application_name to {name}"));
         Ok(statements.query(|_| Ok(())))
     }
 
@@ -135,13 +135,13 @@ impl Lock {
     /// it, and has it now: an exclusive lock could otherwise be taken once more; of a shared one only the lock
     /// table can tell. What comes after the unlock may fail: it was given up all the same.
     pub fn release_query(self) -> Query<Released> {
-        let local = self.hold == Hold::Transaction;
+        let local = self.scope == LockScope::Transaction;
         let key = self.key;
         let mut statements = Statements::new();
         statements.add(format!(
             "select pg_catalog.set_config('application_name', '{RELEASED}{key}', {local})"
         ));
-        if self.hold == Hold::Transaction {
+        if self.scope == LockScope::Transaction {
             let commit = statements.add("commit");
             return statements.query_in_part(move |answer| Released {
                 was_held: answer.is_done(commit),
@@ -176,7 +176,7 @@ impl Lock {
     fn verdict_sql(self, dialect: &dyn Dialect, taken: &str) -> String {
         format!(
             "select {}when {taken} then 'held {}' else 'busy' end",
-            verdict::guards(dialect, self.hold, Caution::None, self.settings.ttl),
+            verdict::guards(dialect, self.scope, RestartCheck::None, self.settings.ttl),
             self.key
         )
     }
@@ -188,12 +188,12 @@ mod tests {
     use crate::lock::{Unanswered, golden::Made};
     use crate::pq::Outcome;
 
-    fn lock(key: Key, shared: bool, hold: Hold) -> Lock {
+    fn lock(key: Key, shared: bool, scope: LockScope) -> Lock {
         Lock {
             key,
             shared,
-            hold,
-            settings: Settings::new(None),
+            scope,
+            settings: SessionSettings::new(None),
         }
     }
 
@@ -218,7 +218,7 @@ mod tests {
         let made = Made { version: 15 };
         let keys = [Key::One(1), Key::Two(1, 2), Key::Two(1, 3), Key::One(-7)];
         for key in keys {
-            let lock = lock(key, false, Hold::Session);
+            let lock = lock(key, false, LockScope::Session);
             for other in keys {
                 let proof = [&other.row()[..], &[Some("ExclusiveLock".to_owned())]].concat();
                 let held = [said(&format!("held {other}")), rows(vec![proof])];
@@ -244,12 +244,12 @@ mod tests {
     #[test]
     fn a_lock_is_given_up_also_when_what_is_asked_then_is_refused() {
         let key = Key::Two(1, 2);
-        let read = |shared, hold, outcomes: &[Outcome]| {
-            let query = lock(key, shared, hold).release_query();
+        let read = |shared, scope, outcomes: &[Outcome]| {
+            let query = lock(key, shared, scope).release_query();
             let released = query.read(outcomes).unwrap();
             (released.was_held, released.is_waited_for)
         };
-        let one = |outcomes: &[Outcome]| read(false, Hold::Session, outcomes);
+        let one = |outcomes: &[Outcome]| read(false, LockScope::Session, outcomes);
         let set = said("pglock released 1,2");
         let begin = [none(), set.clone()];
         let of = |rest: &[Outcome]| [&begin[..], rest].concat();
@@ -259,11 +259,11 @@ mod tests {
         assert_eq!(one(&of(&[said("t"), refusal()])), (true, false));
         assert_eq!(one(&of(&[refusal()])), (false, false));
         assert_eq!(one(&[refusal()]), (false, false));
-        let shared = |outcomes: &[Outcome]| read(true, Hold::Session, outcomes);
+        let shared = |outcomes: &[Outcome]| read(true, LockScope::Session, outcomes);
         let waited = rows(vec![key.row().to_vec()]);
         assert_eq!(shared(&of(&[said("t"), waited])), (true, true));
         assert_eq!(shared(&of(&[said("t"), none()])), (true, false));
-        let bound = |outcomes: &[Outcome]| read(false, Hold::Transaction, outcomes);
+        let bound = |outcomes: &[Outcome]| read(false, LockScope::Transaction, outcomes);
         assert_eq!(bound(&of(&[none()])), (true, false));
         assert_eq!(bound(&of(&[refusal()])), (false, false));
         assert_eq!(bound(&begin), (false, false));
@@ -271,7 +271,7 @@ mod tests {
 
     #[test]
     fn the_age_of_a_backend_that_is_gone_is_not_known() {
-        let query = lock(Key::One(1), false, Hold::Session).holder_query(7);
+        let query = lock(Key::One(1), false, LockScope::Session).holder_query(7);
         let age = query.read(&[none(), said("3")]);
         assert_eq!(age, Ok(Some(Duration::from_secs(3))));
         assert_eq!(query.read(&[none(), none()]), Ok(None));

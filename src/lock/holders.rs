@@ -3,7 +3,7 @@
 
 use super::keys::{self, CompanionKey, OWN_DATABASE};
 use super::query::{Query, Statements};
-use super::request_sql::Claim;
+use super::request_sql::LockRequest;
 use crate::pq::Error;
 use crate::server::dialect::Dialect;
 use crate::server::session_name::IS_OWN;
@@ -61,15 +61,18 @@ pub enum Holders {
     Rows(Vec<Row>),
 }
 
-/// The question whether the server is a standby, and who holds a lock and who waits for it; without a claim, all advisory
+/// The question whether the server is a standby, and who holds a lock and who waits for it; without a request, all advisory
 /// locks of the database.
 ///
 /// # Errors
 /// The name of the lock cannot be said to the server.
-pub fn query(dialect: &dyn Dialect, claim: Option<&Claim>) -> Result<Query<Holders>, Error> {
+pub fn query(
+    dialect: &dyn Dialect,
+    request: Option<&LockRequest>,
+) -> Result<Query<Holders>, Error> {
     // Of other programs' locks it is not known whether such a key is one that is waited with.
-    let (condition, is_queue) = match claim {
-        Some(claim) => (claim.condition(dialect)?, "true"),
+    let (condition, is_queue) = match request {
+        Some(request) => (request.condition(dialect)?, "true"),
         None => ("true".to_owned(), IS_OWN),
     };
     let in_queue = format!("{} and {is_queue}", CompanionKey::Queue.condition());

@@ -6,7 +6,7 @@
 
 use std::fmt;
 
-use super::request_sql::Claim;
+use super::request_sql::LockRequest;
 use crate::pq::Error;
 use crate::server::dialect::Dialect;
 
@@ -108,7 +108,7 @@ impl CompanionKey {
     }
 }
 
-impl Claim {
+impl LockRequest {
     /// Whether this is a key of the lock that is wanted, or of a slot of it. Of a name only the server knows it.
     pub fn comes_to(&self, key: Key) -> bool {
         match (&self.name, key) {

@@ -7,12 +7,12 @@
 use super::held_sql::Lock;
 use super::keys::{CompanionKey, Key, Name, OWN_DATABASE};
 use super::query::{Query, Statements};
-use super::restart::Caution;
+use super::restart::RestartCheck;
 use super::verdict::{self, Verdict, VerdictPlace};
 use crate::pq::Error;
 use crate::server::dialect::Dialect;
 use crate::server::session_name::RELEASED;
-use crate::server::session_settings::{Hold, Settings};
+use crate::server::session_settings::{LockScope, SessionSettings};
 
 /// How long one turn in the server's queue is, in milliseconds. A statement that waits holds a snapshot,
 /// and so holds back vacuum and `CREATE INDEX CONCURRENTLY`; between turns none is held. Shorter than
@@ -26,7 +26,7 @@ pub const TURN: u32 = 900;
 /// is nothing to make sure of.
 const SETTLE: &str = "0.06";
 
-/// See [`Claim::token_query`].
+/// See [`LockRequest::token_query`].
 const TOKEN: &str = "pg_catalog.concat(pg_catalog.txid_current(), \
      pg_catalog.left(pg_catalog.pg_logical_emit_message(true, 'pglock', '')::text, 0), \
      case when pg_catalog.current_setting('synchronous_commit') = 'off' then pg_catalog.left(\
@@ -34,7 +34,7 @@ const TOKEN: &str = "pg_catalog.concat(pg_catalog.txid_current(), \
 
 /// A lock that is wanted, and how it is to be held.
 #[derive(Clone, Debug)]
-pub struct Claim {
+pub struct LockRequest {
     /// Its name.
     pub name: Name,
     /// Whether others may share it.
@@ -42,23 +42,23 @@ pub struct Claim {
     /// How many may hold it at once, each a slot of it; at least 1.
     pub slots: u32,
     /// How the session that holds it is set up, the lease above all.
-    pub settings: Settings,
+    pub settings: SessionSettings,
     /// Whether each holder gets a fencing token.
     pub fence: bool,
 }
 
-impl Claim {
-    /// The lock that this claim has come to.
-    pub fn lock(&self, key: Key, hold: Hold) -> Lock {
+impl LockRequest {
+    /// The lock that this request has come to.
+    pub fn lock(&self, key: Key, scope: LockScope) -> Lock {
         Lock {
             key,
             shared: self.shared,
-            hold,
+            scope,
             settings: self.settings,
         }
     }
 
-    /// Tries to take the lock, without waiting. `waits` tells whether the claimant would queue for a slot,
+    /// Tries to take the lock, without waiting. `waits` tells whether the requester would queue for a slot,
     /// and so does not go before those who do; `waited`, whether somebody else has held the lock before.
     ///
     /// # Errors
@@ -66,33 +66,38 @@ impl Claim {
     pub fn try_query(
         &self,
         dialect: &dyn Dialect,
-        hold: Hold,
-        caution: Caution,
+        scope: LockScope,
+        check: RestartCheck,
         waits: bool,
         waited: bool,
     ) -> Result<Query<Verdict>, Error> {
         let attempt = if self.slots == 1 {
-            self.try_lock(dialect, hold, waited)?
+            self.try_lock(dialect, scope, waited)?
         } else {
-            self.try_slots(dialect, hold, waits)?
+            self.try_slots(dialect, scope, waits)?
         };
         let mut statements = Statements::new();
-        verdict::begin(&mut statements, hold);
+        verdict::begin(&mut statements, scope);
         // The statement that sleeps begins before its own settings are in force.
         if waited {
             statements.add("select pg_catalog.set_config('statement_timeout', '0', true)");
         }
         let attempt = format!(
             "select {}when {} then '' {attempt} end",
-            verdict::guards(dialect, hold, caution, self.settings.ttl),
-            self.settings.condition(dialect, hold, 0),
+            verdict::guards(dialect, scope, check, self.settings.ttl),
+            self.settings.condition(dialect, scope, 0),
         );
         Ok(self.verdict_query(statements, attempt))
     }
 
     /// The branches for the only slot that there is.
-    fn try_lock(&self, dialect: &dyn Dialect, hold: Hold, waited: bool) -> Result<String, Error> {
-        let call = self.call(dialect, &self.function("try_advisory", hold), "1")?;
+    fn try_lock(
+        &self,
+        dialect: &dyn Dialect,
+        scope: LockScope,
+        waited: bool,
+    ) -> Result<String, Error> {
+        let call = self.call(dialect, &self.function("try_advisory", scope), "1")?;
         let writers = if self.shared {
             format!("not {} and ", self.writer_waits_sql(dialect)?)
         } else {
@@ -103,15 +108,20 @@ impl Claim {
         } else {
             String::new()
         };
-        let held = self.held(dialect, "1", hold)?;
+        let held = self.held(dialect, "1", scope)?;
         Ok(format!(
             "when not ({writers}{call}{settle}) then 'busy' else {held}"
         ))
     }
 
     /// The branch for any of several slots.
-    fn try_slots(&self, dialect: &dyn Dialect, hold: Hold, waits: bool) -> Result<String, Error> {
-        let nobody_queues = if waits && hold == Hold::Session {
+    fn try_slots(
+        &self,
+        dialect: &dyn Dialect,
+        scope: LockScope,
+        waits: bool,
+    ) -> Result<String, Error> {
+        let nobody_queues = if waits && scope == LockScope::Session {
             // Given back with the end of this query's own transaction.
             let queue = self.companion(dialect, CompanionKey::Queue)?;
             format!("pg_catalog.pg_try_advisory_xact_lock({queue})")
@@ -119,16 +129,16 @@ impl Claim {
             "true".to_owned()
         };
         let slots = self.slots;
-        let call = self.call(dialect, &self.function("try_advisory", hold), "slot")?;
+        let call = self.call(dialect, &self.function("try_advisory", scope), "slot")?;
         let slot = format!(
             "(select slot from pg_catalog.generate_series(1, {slots}) slot where {nobody_queues} and {call} limit 1) s"
         );
-        self.any_slot(dialect, hold, &slot)
+        self.any_slot(dialect, scope, &slot)
     }
 
     /// Waits for the lock in the session's own right, for at most this many milliseconds, at least 1 and at
     /// most [`TURN`]. `first` tells whether this session has had a turn after which it was
-    /// [first](Verdict::First).
+    /// [first](Verdict::QueueHead).
     ///
     /// That the time is over without the lock is not an error to the server, and not a line in its log:
     /// the blocks catch it, and the last statement finds the lock not held.
@@ -167,12 +177,17 @@ impl Claim {
         let slot = "(select pg_catalog.current_setting('pglock.slot', true)::int as slot \
                     where pg_catalog.current_setting('pglock.slot', true) <> '') s";
         let mut statements = Statements::new();
-        statements.add(self.settings.sql(dialect, Hold::Session, turn));
+        statements.add(self.settings.sql(dialect, LockScope::Session, turn));
         statements.add(format!("do {block}"));
         let attempt = format!(
             "select {}{} end",
-            verdict::guards(dialect, Hold::Session, Caution::None, self.settings.ttl),
-            self.any_slot(dialect, Hold::Session, slot)?
+            verdict::guards(
+                dialect,
+                LockScope::Session,
+                RestartCheck::None,
+                self.settings.ttl
+            ),
+            self.any_slot(dialect, LockScope::Session, slot)?
         );
         Ok(self.verdict_query(statements, attempt))
     }
@@ -197,7 +212,7 @@ impl Claim {
         };
         let leave =
             |suffix: &str| format!(" perform pg_catalog.pg_advisory_unlock{suffix}({intent});");
-        let function = self.function("advisory", Hold::Session);
+        let function = self.function("advisory", LockScope::Session);
         let wait = format!("perform {};", self.call(dialect, &function, "1")?);
         Ok(match self.shared {
             true => (enter("") + &leave(""), wait + " "),
@@ -219,7 +234,7 @@ impl Claim {
         } else {
             format!("perform pg_catalog.pg_advisory_lock({queue});")
         };
-        let try_lock = self.function("try_advisory", Hold::Session);
+        let try_lock = self.function("try_advisory", LockScope::Session);
         let wait = format!(
             "<<search>> loop \
              for place in 1..{slots} loop \
@@ -253,8 +268,9 @@ impl Claim {
     /// The query whose last statement but one is this attempt at the lock.
     fn verdict_query(&self, mut statements: Statements, attempt: String) -> Query<Verdict> {
         let place = VerdictPlace::ask(&mut statements, attempt);
-        let claim = self.clone();
-        statements.query(move |answer| place.read(answer, claim.shared, |key| claim.comes_to(key)))
+        let request = self.clone();
+        statements
+            .query(move |answer| place.read(answer, request.shared, |key| request.comes_to(key)))
     }
 
     /// The condition that somebody waits for the exclusive lock, and so holds the writer-intent key.
@@ -266,7 +282,7 @@ impl Claim {
         ))
     }
 
-    /// The condition that somebody holds the lock in a way that keeps this claim from it. With slots that is not known.
+    /// The condition that somebody holds the lock in a way that keeps this one from it. With slots that is not known.
     pub fn is_held_sql(&self, dialect: &dyn Dialect) -> Result<String, Error> {
         if self.slots > 1 {
             return Ok("false".to_owned());
@@ -284,10 +300,10 @@ impl Claim {
     }
 
     /// `pg_try_advisory_xact_lock_shared`, say.
-    fn function(&self, verb: &str, hold: Hold) -> String {
-        let transaction = match hold {
-            Hold::Session => "",
-            Hold::Transaction => "_xact",
+    fn function(&self, verb: &str, scope: LockScope) -> String {
+        let transaction = match scope {
+            LockScope::Session => "",
+            LockScope::Transaction => "_xact",
         };
         let shared = if self.shared { "_shared" } else { "" };
         format!("pg_catalog.pg_{verb}{transaction}_lock{shared}")
@@ -295,20 +311,25 @@ impl Claim {
 
     /// The last branch of the verdict for a lock of which a slot may have been taken; `slot` is a table of that
     /// slot, empty where none was.
-    fn any_slot(&self, dialect: &dyn Dialect, hold: Hold, slot: &str) -> Result<String, Error> {
+    fn any_slot(
+        &self,
+        dialect: &dyn Dialect,
+        scope: LockScope,
+        slot: &str,
+    ) -> Result<String, Error> {
         Ok(format!(
             "else coalesce((select {} from {slot}), case pg_catalog.current_setting('pglock.first', true) \
              when 'yes' then 'first' else 'busy' end)",
-            self.held(dialect, "slot", hold)?
+            self.held(dialect, "slot", scope)?
         ))
     }
 
     /// The word for a lock that is held in this slot, its key and the token. In a transaction that is to stay
     /// open the token would hold back vacuum: there it needs another, see [`token_query`](Self::token_query).
-    fn held(&self, dialect: &dyn Dialect, slot: &str, hold: Hold) -> Result<String, Error> {
+    fn held(&self, dialect: &dyn Dialect, slot: &str, scope: LockScope) -> Result<String, Error> {
         let key = self.key_sql(dialect, slot)?;
         Ok(match &self.name {
-            _ if self.fence && hold == Hold::Session => {
+            _ if self.fence && scope == LockScope::Session => {
                 format!("pg_catalog.concat('held ', {key}, ' ', {TOKEN})")
             }
             Name::Id(id) if self.slots == 1 => format!("'held {id}'"),

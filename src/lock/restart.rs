@@ -6,10 +6,10 @@
 use std::time::Duration;
 
 use super::query::{Answer, Place, Query, Statements};
-use super::request_sql::Claim;
+use super::request_sql::LockRequest;
 use crate::pq::Error;
 use crate::server::dialect::Dialect;
-use crate::server::session_settings::Hold;
+use crate::server::session_settings::LockScope;
 
 /// When the postmaster started. A restart moves it.
 const START: &str = "pg_catalog.pg_postmaster_start_time()";
@@ -24,7 +24,7 @@ const UNEXPECTED: &str = "the server gave an unexpected answer to the question f
 
 /// How an attempt treats a server that lost its sessions less than a ttl ago.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Caution {
+pub enum RestartCheck {
     /// It does not try.
     HoldOff,
     /// It tries: nobody can have held the lock then but the one who tries.
@@ -41,17 +41,21 @@ pub struct HoldOff {
     pub is_held: bool,
 }
 
-impl Claim {
+impl LockRequest {
     /// Asks how much of its first ttl is left to the server, and whether somebody holds the lock.
     /// A session that is to hold off gets its settings first, or a timeout of the role's own would end it meanwhile.
     ///
     /// # Errors
     /// The name of the lock cannot be said to the server.
-    pub fn age_query(&self, dialect: &dyn Dialect, hold: Hold) -> Result<Query<HoldOff>, Error> {
+    pub fn age_query(
+        &self,
+        dialect: &dyn Dialect,
+        scope: LockScope,
+    ) -> Result<Query<HoldOff>, Error> {
         let ttl = self.settings.ttl.unwrap_or_default();
         let mut statements = Statements::new();
-        if hold == Hold::Session {
-            statements.add(self.settings.sql(dialect, hold, 0));
+        if scope == LockScope::Session {
+            statements.add(self.settings.sql(dialect, scope, 0));
         }
         let age = statements.add(format!(
             "select '{}' - extract(epoch from pg_catalog.clock_timestamp() - {}), {}, {}",
@@ -80,21 +84,21 @@ impl Claim {
 /// The condition that the server lost its sessions less than a ttl ago; `None` for one to whom that makes no difference.
 pub fn is_recent(
     dialect: &dyn Dialect,
-    hold: Hold,
-    caution: Caution,
+    scope: LockScope,
+    check: RestartCheck,
     ttl: Option<Duration>,
 ) -> Option<String> {
-    let ttl = ttl.filter(|_| caution == Caution::HoldOff)?.as_secs();
+    let ttl = ttl.filter(|_| check == RestartCheck::HoldOff)?.as_secs();
     let is_late = |moment: &str| {
         format!(
             "pg_catalog.timestamptz_gt({moment}, pg_catalog.timestamptz_mi_interval('now', '{ttl} s'))"
         )
     };
-    Some(match hold {
+    Some(match scope {
         // What tells a crash from a reset is dear to a new backend: where it may be either, `age_query` asks.
-        Hold::Session => format!("{} or {}", is_late(START), is_late(RESET)),
+        LockScope::Session => format!("{} or {}", is_late(START), is_late(RESET)),
         // The next question may come to another server than this one.
-        Hold::Transaction => is_late(&lost_at_the_latest(dialect)),
+        LockScope::Transaction => is_late(&lost_at_the_latest(dialect)),
     })
 }
 
@@ -185,15 +189,15 @@ mod tests {
     use super::*;
     use crate::lock::{Unanswered, golden::Made, keys::Name};
     use crate::pq::Outcome;
-    use crate::server::session_settings::Settings;
+    use crate::server::session_settings::SessionSettings;
 
     #[test]
     fn a_newcomer_holds_off_for_a_ttl_at_most_and_not_on_a_first_start() {
-        let claim = Claim {
+        let request = LockRequest {
             name: Name::Id(1),
             shared: false,
             slots: 1,
-            settings: Settings::new(Some(Duration::from_secs(15))),
+            settings: SessionSettings::new(Some(Duration::from_secs(15))),
             fence: false,
         };
         let unexpected = || Err(Unanswered::Senseless(UNEXPECTED));
@@ -215,9 +219,9 @@ mod tests {
             let rows = |rows| Outcome::Done { rows };
             let answer = [rows(vec![]), rows(vec![]), rows(vec![row])];
             let made = Made { version: 15 };
-            let query = claim.age_query(&made, Hold::Session).unwrap();
+            let query = request.age_query(&made, LockScope::Session).unwrap();
             assert_eq!(query.read(&answer), expected, "{fields:?}");
-            let query = claim.age_query(&made, Hold::Transaction).unwrap();
+            let query = request.age_query(&made, LockScope::Transaction).unwrap();
             assert_eq!(query.read(&answer[1..]), expected, "{fields:?}");
         }
     }

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use super::keys::Key;
 use super::query::{Answer, Place, Statements};
-use super::restart::{self, Caution};
+use super::restart::{self, RestartCheck};
 use crate::server::dialect::Dialect;
-use crate::server::session_settings::Hold;
+use crate::server::session_settings::LockScope;
 
 /// The server's word on an attempt to take the lock.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,10 +18,10 @@ pub enum Verdict {
     /// Others hold it.
     Busy,
     /// Others hold it, or all its slots, and this session has the writer-intent key or is the first of those in the queue.
-    First,
+    QueueHead,
     /// The server lost its sessions less than a ttl ago: an earlier holder may be about to take its lock
     /// again.
-    Young,
+    RecentlyRestarted,
     /// A pooler is between pglock and the server: the lock can only be bound to a transaction.
     Pooled,
     /// The server is a standby, whose locks do not exclude those of its primary.
@@ -38,8 +38,8 @@ const PROOF: &str = "select locktype, classid, objid, objsubid, mode from pg_cat
 
 /// Opens the transaction that a lock behind a pooler is bound to. A stronger isolation, which a role may
 /// have as its default, would keep a snapshot, and so hold back vacuum and `CREATE INDEX CONCURRENTLY`.
-pub fn begin(statements: &mut Statements, hold: Hold) {
-    if hold == Hold::Transaction {
+pub fn begin(statements: &mut Statements, scope: LockScope) {
+    if scope == LockScope::Transaction {
         statements.add("begin isolation level read committed");
     }
 }
@@ -47,18 +47,18 @@ pub fn begin(statements: &mut Statements, hold: Hold) {
 /// The first branches of a verdict: where the lock must not be taken.
 pub fn guards(
     dialect: &dyn Dialect,
-    hold: Hold,
-    caution: Caution,
+    scope: LockScope,
+    check: RestartCheck,
     ttl: Option<Duration>,
 ) -> String {
     let pid = dialect.backend_pid();
-    let pooled = match hold {
-        Hold::Session => {
+    let pooled = match scope {
+        LockScope::Session => {
             format!("when pg_catalog.int4ne(pg_catalog.pg_backend_pid(), {pid}) then 'pooled' ")
         }
-        Hold::Transaction => String::new(),
+        LockScope::Transaction => String::new(),
     };
-    let young = match restart::is_recent(dialect, hold, caution, ttl) {
+    let young = match restart::is_recent(dialect, scope, check, ttl) {
         Some(recent) => format!("when {recent} then 'young' "),
         None => String::new(),
     };
@@ -90,8 +90,8 @@ impl VerdictPlace {
     ) -> Result<Verdict, &'static str> {
         match answer.field(self.word, 0).unwrap_or_default() {
             "busy" => Ok(Verdict::Busy),
-            "first" => Ok(Verdict::First),
-            "young" => Ok(Verdict::Young),
+            "first" => Ok(Verdict::QueueHead),
+            "young" => Ok(Verdict::RecentlyRestarted),
             "pooled" => Ok(Verdict::Pooled),
             "standby" => Ok(Verdict::Standby),
             word => {
@@ -134,17 +134,17 @@ fn is_proven(rows: &[Vec<Option<String>>], key: Key, shared: bool) -> bool {
 mod tests {
     use super::super::keys::{CompanionKey, Name};
     use super::super::query::{Query, Unanswered};
-    use super::super::request_sql::Claim;
+    use super::super::request_sql::LockRequest;
     use super::*;
     use crate::pq::Outcome;
-    use crate::server::session_settings::Settings;
+    use crate::server::session_settings::SessionSettings;
 
-    fn claim(name: Name, slots: u32) -> Claim {
-        Claim {
+    fn request(name: Name, slots: u32) -> LockRequest {
+        LockRequest {
             name,
             shared: false,
             slots,
-            settings: Settings::new(None),
+            settings: SessionSettings::new(None),
             fence: false,
         }
     }
@@ -176,18 +176,18 @@ mod tests {
         statements.query(move |answer| place.read(answer, shared, &wanted))
     }
 
-    fn of_claim(claim: &Claim) -> Query<Verdict> {
-        let claim = claim.clone();
-        attempt(claim.shared, move |key| claim.comes_to(key))
+    fn of_request(request: &LockRequest) -> Query<Verdict> {
+        let request = request.clone();
+        attempt(request.shared, move |key| request.comes_to(key))
     }
 
     #[test]
     fn no_other_key_will_do_than_that_of_the_lock() {
-        let id = |id, slots| claim(Name::Id(id), slots);
-        let name = |slots| claim(Name::Text("x".into()), slots);
+        let id = |id, slots| request(Name::Id(id), slots);
+        let name = |slots| request(Name::Text("x".into()), slots);
         let [queue, intent] =
             [CompanionKey::Queue, CompanionKey::WriterIntent].map(CompanionKey::second);
-        for (claim, key, is_right) in [
+        for (request, key, is_right) in [
             (id(1, 1), Key::One(1), true),
             (id(1, 1), Key::One(2), false),
             (id(1, 1), Key::One(1 << 32 | 1), false),
@@ -208,9 +208,13 @@ mod tests {
             (name(1), Key::Two(0, 1), false),
             (name(5), Key::Two(1, 2), false),
         ] {
-            let verdict = of_claim(&claim).read(&granted(key));
+            let verdict = of_request(&request).read(&granted(key));
             let held = Ok(Verdict::Held(key, None));
-            assert_eq!(verdict == held, is_right, "{claim:?}, {key:?}: {verdict:?}");
+            assert_eq!(
+                verdict == held,
+                is_right,
+                "{request:?}, {key:?}: {verdict:?}"
+            );
             assert!(
                 is_right || matches!(verdict, Err(Unanswered::Senseless(_))),
                 "{verdict:?}"
@@ -220,7 +224,7 @@ mod tests {
 
     #[test]
     fn the_word_of_the_server_is_not_enough() {
-        let query = of_claim(&claim(Name::Id(1), 1));
+        let query = of_request(&request(Name::Id(1), 1));
         let key = Key::One(1);
         let held = |word: &str| query.read(&answer(word, proof(key, "ExclusiveLock")));
         assert_eq!(held("held 1"), Ok(Verdict::Held(key, None)));
@@ -244,8 +248,8 @@ mod tests {
         }
         for (word, verdict) in [
             ("busy", Verdict::Busy),
-            ("first", Verdict::First),
-            ("young", Verdict::Young),
+            ("first", Verdict::QueueHead),
+            ("young", Verdict::RecentlyRestarted),
             ("pooled", Verdict::Pooled),
             ("standby", Verdict::Standby),
         ] {

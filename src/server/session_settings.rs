@@ -23,7 +23,7 @@ const NAMES: [&str; 8] = [
 
 /// What a lock is bound to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Hold {
+pub enum LockScope {
     /// The session.
     Session,
     /// An open transaction: behind a pooler, which may lend the session to others between two.
@@ -32,7 +32,7 @@ pub enum Hold {
 
 /// How a session is set up to hold a lock.
 #[derive(Clone, Copy, Debug)]
-pub struct Settings {
+pub struct SessionSettings {
     /// How long the server keeps the lock without a sign of the holder; `None` for as long as the session
     /// lasts.
     pub ttl: Option<Duration>,
@@ -40,7 +40,7 @@ pub struct Settings {
     refused: u8,
 }
 
-impl Settings {
+impl SessionSettings {
     /// With this lease, if any.
     pub fn new(ttl: Option<Duration>) -> Self {
         Self { ttl, refused: 0 }
@@ -52,12 +52,12 @@ impl Settings {
     }
 
     /// Whether the server itself ends a session that is silent for a ttl.
-    pub fn has_lease(self, dialect: &dyn Dialect, hold: Hold) -> bool {
-        let name = match hold {
-            Hold::Session => "idle_session_timeout",
-            Hold::Transaction => "idle_in_transaction_session_timeout",
+    pub fn has_lease(self, dialect: &dyn Dialect, scope: LockScope) -> bool {
+        let name = match scope {
+            LockScope::Session => "idle_session_timeout",
+            LockScope::Transaction => "idle_in_transaction_session_timeout",
         };
-        let values = self.values(dialect.server_version(), hold);
+        let values = self.values(dialect.server_version(), scope);
         self.ttl.is_some() && values.iter().any(|(other, _)| *other == name)
     }
 
@@ -85,22 +85,22 @@ impl Settings {
     /// The statement that makes the settings: for the session, unless a pooler would lend it to others, or
     /// for the transaction. A statement that waits for a lock gives up after `lock_timeout` milliseconds, 0
     /// being without limit.
-    pub fn sql(self, dialect: &dyn Dialect, hold: Hold, lock_timeout: u32) -> String {
-        let made = self.condition(dialect, hold, lock_timeout);
-        match hold {
-            Hold::Session => {
+    pub fn sql(self, dialect: &dyn Dialect, scope: LockScope, lock_timeout: u32) -> String {
+        let made = self.condition(dialect, scope, lock_timeout);
+        match scope {
+            LockScope::Session => {
                 let pid = dialect.backend_pid();
                 format!("select case when pg_catalog.pg_backend_pid() = {pid} then {made} end")
             }
-            Hold::Transaction => format!("select {made}"),
+            LockScope::Transaction => format!("select {made}"),
         }
     }
 
     /// A condition that is never true, but makes the settings when it is looked at.
-    pub fn condition(self, dialect: &dyn Dialect, hold: Hold, lock_timeout: u32) -> String {
-        let local = hold == Hold::Transaction;
+    pub fn condition(self, dialect: &dyn Dialect, scope: LockScope, lock_timeout: u32) -> String {
+        let local = scope == LockScope::Transaction;
         let calls: Vec<String> = self
-            .values(dialect.server_version(), hold)
+            .values(dialect.server_version(), scope)
             .into_iter()
             .chain([("lock_timeout", lock_timeout.into())])
             .map(|(name, value)| {
@@ -111,11 +111,11 @@ impl Settings {
     }
 
     /// What to set, with its value.
-    fn values(self, server_version: i32, hold: Hold) -> Vec<(&'static str, u64)> {
+    fn values(self, server_version: i32, scope: LockScope) -> Vec<(&'static str, u64)> {
         let lease = self.ttl.unwrap_or_default();
         let milliseconds = lease.as_millis() as u64;
         let mut values = vec![("statement_timeout", 0)];
-        if hold == Hold::Transaction {
+        if scope == LockScope::Transaction {
             values.push(("idle_in_transaction_session_timeout", milliseconds));
         } else if server_version >= IDLE_TIMEOUT_SINCE && !self.is_refused("idle_session_timeout") {
             values.push(("idle_session_timeout", milliseconds));
@@ -147,8 +147,8 @@ impl Settings {
 mod tests {
     use super::*;
 
-    fn names(settings: Settings, version: i32, hold: Hold) -> Vec<&'static str> {
-        let values = settings.values(version, hold);
+    fn names(settings: SessionSettings, version: i32, scope: LockScope) -> Vec<&'static str> {
+        let values = settings.values(version, scope);
         values.into_iter().map(|(name, _)| name).collect()
     }
 
@@ -163,10 +163,10 @@ mod tests {
 
     #[test]
     fn all_that_may_be_set_has_a_name() {
-        let settings = Settings::new(Some(Duration::from_secs(15)));
+        let settings = SessionSettings::new(Some(Duration::from_secs(15)));
         for version in [110_000, 130_000, 150_000, 180_000] {
-            for hold in [Hold::Session, Hold::Transaction] {
-                for name in names(settings, version, hold) {
+            for scope in [LockScope::Session, LockScope::Transaction] {
+                for name in names(settings, version, scope) {
                     assert!(NAMES.contains(&name), "{name}");
                 }
             }
@@ -175,12 +175,12 @@ mod tests {
 
     #[test]
     fn what_is_refused_is_done_without_and_keepalive_takes_the_place_of_the_lease() {
-        let mut settings = Settings::new(Some(Duration::from_secs(15)));
+        let mut settings = SessionSettings::new(Some(Duration::from_secs(15)));
         assert!(settings.refuse(&refusal("statement_timeout")));
         assert!(settings.refuse(&refusal("idle_session_timeout")));
         assert!(!settings.refuse(&refusal("idle_session_timeout")), "twice");
         assert!(!settings.refuse(&refusal("lock_timeout")));
-        let set = names(settings, 150_000, Hold::Session);
+        let set = names(settings, 150_000, LockScope::Session);
         assert!(!set.contains(&"statement_timeout") && !set.contains(&"idle_session_timeout"));
         assert!(set.contains(&"tcp_keepalives_idle"));
     }
@@ -214,7 +214,7 @@ mod tests {
                     reached: true,
                     ..Error::default()
                 };
-                let mut settings = Settings::new(Some(Duration::from_secs(15)));
+                let mut settings = SessionSettings::new(Some(Duration::from_secs(15)));
                 assert!(settings.refuse(&refusal(name)), "{name}: {message}");
                 assert!(settings.is_refused(name));
                 // No more than that one, and by no part of its name.
@@ -224,7 +224,10 @@ mod tests {
                     format!("my_{name}"),
                     format!("{name}_2"),
                 ] {
-                    assert!(!Settings::new(None).refuse(&refusal(&other)), "{other}");
+                    assert!(
+                        !SessionSettings::new(None).refuse(&refusal(&other)),
+                        "{other}"
+                    );
                 }
             }
         }
@@ -233,8 +236,8 @@ mod tests {
     #[test]
     fn an_older_server_does_not_free_the_lock_before_the_lease_is_over() {
         for ttl in [3, 4, 15, 100] {
-            let settings = Settings::new(Some(Duration::from_secs(ttl)));
-            let values = settings.values(110_000, Hold::Session);
+            let settings = SessionSettings::new(Some(Duration::from_secs(ttl)));
+            let values = settings.values(110_000, LockScope::Session);
             let get = |name| {
                 let found = values.iter().find(|(other, _)| *other == name);
                 found.map(|(_, value)| *value).unwrap()

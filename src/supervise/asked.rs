@@ -78,9 +78,11 @@ impl Asked {
             Self::Retake(query) => Answer::Retake(match query.read(outcomes) {
                 Ok(Retaken { age, verdict }) => match verdict {
                     Verdict::Held(..) => Retake::Held(age),
-                    Verdict::Busy | Verdict::First => Retake::Busy,
+                    Verdict::Busy | Verdict::QueueHead => Retake::Busy,
                     // A standby, say.
-                    Verdict::Young | Verdict::Pooled | Verdict::Standby => Retake::NotReady,
+                    Verdict::RecentlyRestarted | Verdict::Pooled | Verdict::Standby => {
+                        Retake::NotReady
+                    }
                 },
                 // A server that is shutting down, say.
                 Err(_) => Retake::NotReady,
