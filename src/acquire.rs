@@ -3,24 +3,21 @@
 
 use std::ffi::CStr;
 use std::fmt;
-use std::io;
 use std::time::Duration;
 
 use crate::cli::config::{Config, Wait};
 use crate::exit::Exit;
-use crate::guardian::{Guardian, LONG_WAY};
+use crate::guardian::Guardian;
+use crate::held::Held;
 use crate::lease::{Lease, Terms};
-use crate::lock::holders::{self, Holders, Row};
-use crate::lock::{
-    self, HoldOff, Lock, LockRequest, Query, RestartCheck, TURN, Unanswered, Verdict,
-};
+use crate::lock::{self, Caution, Claim, Lock, TURN, Verdict};
 use crate::log::{self, Log};
 use crate::pq::{Conninfo, Error, Outcome};
 use crate::server::conninfo::Target;
 use crate::server::resolve::{self, resolve};
 use crate::server::retry::{self, Again};
 use crate::server::session::{Event, Session};
-use crate::server::session_settings::{LockScope, SessionSettings};
+use crate::server::session_settings::{Hold, Settings};
 use crate::server::wait::{self, Interrupt, drive, left};
 use crate::status;
 use crate::sys::{self, Signal, Signals, Ward};
@@ -35,26 +32,6 @@ const RETRY: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(1)]
 
 /// What failed if the lock could not be asked for.
 const LOCK_CALL: &str = "the lock call failed";
-
-/// A lock that is held, and what holds it.
-pub struct Held {
-    /// The session. The lock is gone when it is.
-    pub session: Session,
-    /// The lock.
-    pub lock: Lock,
-    /// When the message was sent whose answer said that it is held.
-    pub sent: Duration,
-    /// The holder's fencing token, if there was to be one.
-    pub token: Option<u64>,
-    /// What is to be killed with pglock, and by when: its deadline is that of the lease, if it has one.
-    pub ward: Ward,
-    /// Who does it.
-    pub guardian: Guardian,
-    /// How to connect to the same server again, without a look-up that may block.
-    pub settings: Conninfo,
-    /// Whether the session is known by a name that tells since when it has waited.
-    pub waited: bool,
-}
 
 /// Why there is no lock.
 pub enum Stop {
@@ -77,7 +54,7 @@ pub fn acquire(
     signals: &Signals,
     log: Log,
 ) -> Result<Held, Stop> {
-    let target = target(config, start, signals)?;
+    let target = Target::new(&config.server, &config.command).map_err(failed)?;
     let mut attempt = Attempt::new(config, start, signals, log, &target)?;
     log.info(format_args!("Connecting to PostgreSQL at {target}."));
     attempt.run(Attempt::try_host)
@@ -92,33 +69,21 @@ pub fn status(
     start: Duration,
     signals: &Signals,
     log: Log,
-) -> Result<Vec<Row>, Stop> {
-    let target = target(config, start, signals)?;
+) -> Result<Vec<Outcome>, Stop> {
+    let target = Target::new(&config.server, &config.command).map_err(failed)?;
     let mut attempt = Attempt::new(config, start, signals, log, &target)?;
     attempt.run(|attempt, settings, hosts_left| {
         let mut session = attempt.connect(settings, hosts_left, attempt.until)?;
         let claim = config.names_lock.then_some(&attempt.claim);
-        let query = holders::query(session.connection(), claim).map_err(unsaid)?;
+        let sql = status::sql(session.connection(), claim).map_err(unsaid)?;
         session.allow_table();
-        let outcomes = attempt.exchange(&mut session, query.sql(), Duration::ZERO, false, None)?;
-        match query.read(&outcomes) {
-            Ok(Holders::Rows(rows)) => Ok(rows),
-            Ok(Holders::OfStandby) => Err(standby()),
-            Err(Unanswered::Refused(error)) => {
-                Err(refused("the server could not be asked", &error))
-            }
-            Err(Unanswered::Senseless(why)) => Err(failed(why).into()),
+        let outcomes = attempt.exchange(&mut session, &sql, Duration::ZERO, false)?;
+        match outcomes.last() {
+            Some(Outcome::Failed(error)) => Err(refused("the server could not be asked", error)),
+            _ if status::is_standby(&outcomes) => Err(standby()),
+            _ => Ok(outcomes),
         }
     })
-}
-
-/// Where to connect.
-fn target(config: &Config, start: Duration, signals: &Signals) -> Result<Target, Stop> {
-    let wait_end = match config.wait {
-        Wait::Seconds(seconds) => Some(start + Duration::from_secs(seconds.into())),
-        Wait::No | Wait::Forever => None,
-    };
-    Target::new(&config.server, &config.command, signals, start, wait_end).map_err(failed)
 }
 
 /// What went wrong with one host.
@@ -143,7 +108,7 @@ struct Attempt<'a> {
     config: &'a Config,
     signals: &'a Signals,
     log: Log,
-    claim: LockRequest,
+    claim: Claim,
     target: &'a Target,
     /// When to give up: the end of the wait, or of the time for connecting where there is no wait.
     until: Option<Duration>,
@@ -160,7 +125,7 @@ struct Attempt<'a> {
     /// Whether others held the lock at first.
     waited: bool,
     /// What the lock can be bound to on the connection that there is.
-    hold: LockScope,
+    hold: Hold,
     /// Why the last round failed: more telling than that the time is over now.
     reason: Option<String>,
 }
@@ -178,11 +143,11 @@ impl<'a> Attempt<'a> {
             config,
             signals,
             log,
-            claim: LockRequest {
+            claim: Claim {
                 name: config.lock.clone(),
                 shared: config.shared,
                 slots: config.slots,
-                settings: SessionSettings::new(config.terms.map(Terms::ttl)),
+                settings: Settings::new(config.terms.map(Terms::ttl)),
                 fence: config.fence,
             },
             target,
@@ -198,7 +163,7 @@ impl<'a> Attempt<'a> {
             held: false,
             announced: false,
             waited: false,
-            hold: LockScope::Session,
+            hold: Hold::Session,
             reason: None,
         })
     }
@@ -264,7 +229,7 @@ impl<'a> Attempt<'a> {
     /// hosts that are left, so that one that does not answer leaves some to the next.
     fn try_host(&mut self, settings: &Conninfo, hosts_left: u32) -> Result<Held, Failure> {
         let mut session = self.connect(settings, hosts_left, self.until)?;
-        self.hold = LockScope::Session;
+        self.hold = Hold::Session;
         let connection = session.connection();
         if let Some(version) = connection.reported(c"crdb_version") {
             return Err(failed(format_args!(
@@ -299,16 +264,10 @@ impl<'a> Attempt<'a> {
         if let Some(ttl) = self.claim.settings.ttl
             && sys::now() > self.sent + ttl / 3
         {
-            self.exchange(&mut session, c";", Duration::ZERO, true, None)?;
+            self.exchange(&mut session, c";", Duration::ZERO, true)?;
         }
-        self.describe(&session, lock.scope());
-        let mut guardian = self.guardian.take().ok_or_else(|| failed("no guardian"))?;
-        if guardian.settle(LONG_WAY).is_err() {
-            // It may have been killed on its way.
-            let socket = session.wants().map(|(descriptor, _)| descriptor);
-            guardian = Guardian::send(&self.ward, socket).map_err(not_guarded)?;
-            guardian.settle(LONG_WAY).map_err(not_guarded)?;
-        }
+        self.describe(&session, lock.hold());
+        let guardian = self.guardian.take().ok_or_else(|| failed("no guardian"))?;
         Ok(Held {
             settings: same_server(settings, &session),
             session,
@@ -371,65 +330,61 @@ impl<'a> Attempt<'a> {
     /// Tries once, then waits if there is anything to wait for. Returns the lock and the fencing token.
     fn obtain(&mut self, session: &mut Session) -> Result<(Lock, Option<u64>), Failure> {
         let waits = self.config.wait != Wait::No;
-        let mut check = RestartCheck::HoldOff;
+        let mut caution = Caution::HoldOff;
         let mut young_since = None;
         loop {
             let connection = session.connection();
-            let query = self
+            let sql = self
                 .claim
-                .try_query(connection, self.hold, check, waits, self.waited)
+                .try_sql(connection, self.hold, caution, waits, self.waited)
                 .map_err(unsaid)?;
-            let tried = check;
+            let tried = caution;
             // Behind a pooler the server may be another one, or restarted, at the next attempt.
-            check = RestartCheck::HoldOff;
-            let mut verdict = self.ask(session, &query, Duration::ZERO)?;
-            while self.hold == LockScope::Session
-                && matches!(verdict, Ok(Verdict::Busy | Verdict::QueueHead))
-            {
+            caution = Caution::HoldOff;
+            let mut verdict = self.ask(session, &sql, Duration::ZERO)?;
+            while self.hold == Hold::Session && matches!(verdict, Verdict::Busy | Verdict::First) {
                 let left = self.time_to_wait(session)?;
                 let turn = left.as_millis().clamp(1, TURN.into()) as u32;
-                let first = verdict == Ok(Verdict::QueueHead);
-                let query = self
+                let first = verdict == Verdict::First;
+                let sql = self
                     .claim
-                    .wait_query(session.connection(), turn, first)
+                    .wait_sql(session.connection(), turn, first)
                     .map_err(unsaid)?;
                 let turn = Duration::from_millis(turn.into());
                 let asked = sys::now();
-                verdict = self.ask(session, &query, turn)?;
+                verdict = self.ask(session, &sql, turn)?;
                 // A server that does not wait would be asked without a pause.
                 let early = (asked + turn / 2).saturating_sub(sys::now());
-                if !early.is_zero() && matches!(verdict, Ok(Verdict::Busy | Verdict::QueueHead)) {
+                if !early.is_zero() && matches!(verdict, Verdict::Busy | Verdict::First) {
                     self.pause(early)?;
                 }
             }
-            if self.hold == LockScope::Transaction && !matches!(verdict, Ok(Verdict::Held(..))) {
+            if self.hold == Hold::Transaction && !matches!(verdict, Verdict::Held(..)) {
                 // The pool's connection goes back to the pool.
                 self.call(session, c"rollback", Duration::ZERO)?;
             }
             match verdict {
-                Ok(Verdict::Held(key, token)) => {
+                Verdict::Held(key, token) => {
                     return Ok((self.claim.lock(key, self.hold), token));
                 }
-                Ok(Verdict::Busy | Verdict::QueueHead) => {
+                Verdict::Busy | Verdict::First => {
                     let left = self.time_to_wait(session)?;
                     self.pause(jittered(POOLED_PAUSE).min(left))?;
                 }
-                Ok(Verdict::RecentlyRestarted) => {
+                Verdict::Young => {
                     let since = *young_since.get_or_insert_with(sys::now);
                     self.believe_young(tried, since)?;
-                    check = self.hold_off(session)?;
+                    caution = self.hold_off(session)?;
                 }
-                Ok(Verdict::Pooled) if self.hold == LockScope::Session => {
-                    self.hold = LockScope::Transaction
-                }
-                Ok(Verdict::Pooled) => {
+                Verdict::Pooled if self.hold == Hold::Session => self.hold = Hold::Transaction,
+                Verdict::Pooled => {
                     return Err(
                         failed("the server gave an unexpected answer to the lock call").into(),
                     );
                 }
-                Ok(Verdict::Standby) => return Err(standby()),
-                Err(error) if self.does_without(&error) => {}
-                Err(error) => return Err(refused(LOCK_CALL, &error)),
+                Verdict::Standby => return Err(standby()),
+                Verdict::Refused(error) if self.does_without(&error) => {}
+                Verdict::Refused(error) => return Err(refused(LOCK_CALL, &error)),
             }
         }
     }
@@ -462,16 +417,14 @@ impl<'a> Attempt<'a> {
             return Ok(());
         }
         // It is only a courtesy.
-        let Ok(query) = holders::query(session.connection(), Some(&self.claim)) else {
+        let Ok(sql) = status::sql(session.connection(), Some(&self.claim)) else {
             return Ok(());
         };
         session.allow_table();
-        match self.call(session, query.sql(), Duration::ZERO) {
+        match self.call(session, &sql, Duration::ZERO) {
             Ok(outcomes) => {
-                if let Ok(Holders::Rows(rows)) = query.read(&outcomes) {
-                    for holder in status::holders(&rows) {
-                        self.log.detail(format_args!("Held by {holder}."));
-                    }
+                for holder in status::holders(&outcomes) {
+                    self.log.detail(format_args!("Held by {holder}."));
                 }
                 Ok(())
             }
@@ -480,21 +433,19 @@ impl<'a> Attempt<'a> {
         }
     }
 
-    /// Asks for the lock. Returns what the server said, or why it refused. An answer that is none, or a lie, is not asked for
-    /// again.
+    /// Asks for the lock. Returns what the server said. An answer that is none, or a lie, is not asked for again.
     fn ask(
         &mut self,
         session: &mut Session,
-        query: &Query<Verdict>,
+        sql: &CStr,
         turn: Duration,
-    ) -> Result<Result<Verdict, Error>, Failure> {
-        let outcomes = self.exchange(session, query.sql(), turn, true, Some(query))?;
-        match query.read(&outcomes) {
-            Ok(verdict) => Ok(Ok(verdict)),
-            Err(Unanswered::Refused(error)) => Ok(Err(error)),
-            Err(Unanswered::Senseless(why)) => {
-                Err(failed(format_args!("{LOCK_CALL}: {why}")).into())
+    ) -> Result<Verdict, Failure> {
+        let outcomes = self.call(session, sql, turn)?;
+        match self.claim.verdict(&outcomes) {
+            Verdict::Refused(judged) if !matches!(outcomes.last(), Some(Outcome::Failed(_))) => {
+                Err(failed(format_args!("{LOCK_CALL}: {judged}")).into())
             }
+            verdict => Ok(verdict),
         }
     }
 
@@ -505,19 +456,17 @@ impl<'a> Attempt<'a> {
         sql: &CStr,
         turn: Duration,
     ) -> Result<Vec<Outcome>, Failure> {
-        self.exchange(session, sql, turn, true, None)
+        self.exchange(session, sql, turn, true)
     }
 
     /// Sends a query and waits for its answer, which may take as long as the turn in the queue, and as
-    /// connecting might. `guarded` where a lock may come of it: the lease begins, and a guardian is posted. `attempt` reads the
-    /// answer if it is to an attempt at the lock.
+    /// connecting might. `guarded` where a lock may come of it: the lease begins, and a guardian is posted.
     fn exchange(
         &mut self,
         session: &mut Session,
         sql: &CStr,
         turn: Duration,
         guarded: bool,
-        attempt: Option<&Query<Verdict>>,
     ) -> Result<Vec<Outcome>, Failure> {
         let lost = |error: Error| {
             if retry::is_statement_mode(&error) {
@@ -541,11 +490,13 @@ impl<'a> Attempt<'a> {
         if guarded && !on_post {
             // Made while the server is busy, so that it costs no time.
             let socket = session.wants().map(|(descriptor, _)| descriptor);
-            match Guardian::send(&self.ward, socket) {
+            match Guardian::post(&self.ward, socket) {
                 Ok(guardian) => self.guardian = Some(guardian),
                 Err(error) => {
-                    self.withdraw(session, attempt);
-                    return Err(not_guarded(error).into());
+                    self.withdraw(session);
+                    return Err(
+                        failed(format_args!("could not start the guardian: {error}")).into(),
+                    );
                 }
             }
         }
@@ -559,7 +510,7 @@ impl<'a> Attempt<'a> {
                 }
                 Ok(Event::Connected) => {}
                 Err(Interrupt::Signal(signal)) => {
-                    self.withdraw(session, attempt);
+                    self.withdraw(session);
                     return Err(Stop::Signal(signal).into());
                 }
                 Err(Interrupt::Late) => {
@@ -600,16 +551,14 @@ impl<'a> Attempt<'a> {
     }
 
     /// Takes a call for the lock back.
-    fn withdraw(&self, session: &mut Session, attempt: Option<&Query<Verdict>>) {
+    fn withdraw(&self, session: &mut Session) {
         let Some(outcomes) = wait::take_back(session, self.signals) else {
             return;
         };
-        if self.hold == LockScope::Transaction {
+        if self.hold == Hold::Transaction {
             // A pooler closes the server's connection too if its client leaves in a transaction.
             wait::last_word(session, c"rollback", self.signals);
-        } else if let Some(Ok(Verdict::Held(key, _))) =
-            attempt.map(|attempt| attempt.read(&outcomes))
-        {
+        } else if let Verdict::Held(key, _) = self.claim.verdict(&outcomes) {
             // Granted before the cancel came.
             lock::release(
                 session,
@@ -622,10 +571,10 @@ impl<'a> Attempt<'a> {
 
     /// Looks whether a server that has been young since then can be so still: behind a pooler it may have been restarted
     /// again meanwhile, or be another one, but not for ever. Without a lease none is asked whether it is young.
-    fn believe_young(&self, tried: RestartCheck, since: Duration) -> Result<(), Failure> {
+    fn believe_young(&self, tried: Caution, since: Duration) -> Result<(), Failure> {
         let ttl = self.claim.settings.ttl;
         let can_be = ttl.is_some_and(|ttl| sys::now() <= since + ttl);
-        if tried == RestartCheck::HoldOff && can_be {
+        if tried == Caution::HoldOff && can_be {
             return Ok(());
         }
         Err(Failure::Host(Trouble {
@@ -635,28 +584,32 @@ impl<'a> Attempt<'a> {
     }
 
     /// Waits until no earlier holder can take its lock again on a server that has lost its sessions.
-    fn hold_off(&mut self, session: &mut Session) -> Result<RestartCheck, Failure> {
+    fn hold_off(&mut self, session: &mut Session) -> Result<Caution, Failure> {
         let mut until = None;
         loop {
             let asked = sys::now();
-            let query = self
+            let sql = self
                 .claim
-                .age_query(session.connection(), self.hold)
+                .age_sql(session.connection(), self.hold)
                 .map_err(unsaid)?;
-            let outcomes = self.call(session, query.sql(), Duration::ZERO)?;
-            let HoldOff { time, is_held } = match query.read(&outcomes) {
-                Ok(hold_off) => hold_off,
-                Err(Unanswered::Refused(error)) if self.does_without(&error) => continue,
-                Err(Unanswered::Refused(error)) => {
-                    return Err(refused("the server could not be asked for its age", &error));
+            let outcomes = self.call(session, &sql, Duration::ZERO)?;
+            match outcomes.last() {
+                Some(Outcome::Failed(error)) if self.does_without(error) => continue,
+                Some(Outcome::Failed(error)) => {
+                    return Err(refused("the server could not be asked for its age", error));
                 }
-                Err(Unanswered::Senseless(why)) => return Err(failed(why).into()),
-            };
-            if time.is_zero() {
-                return Ok(RestartCheck::None);
+                _ => {}
             }
+            let time = lock::hold_off(&outcomes).ok_or_else(|| {
+                failed("the server gave an unexpected answer to the question for its age")
+            })?;
+            if time.is_zero() {
+                return Ok(Caution::None);
+            }
+            // The server's clock may have been set back since it started.
             let ttl = self.claim.settings.ttl.unwrap_or(time);
-            if self.config.wait == Wait::No && is_held {
+            let time = time.min(ttl);
+            if self.config.wait == Wait::No && lock::is_held(&outcomes) {
                 self.name_holders(session)?;
                 return Err(Stop::NotObtained.into());
             }
@@ -679,8 +632,8 @@ impl<'a> Attempt<'a> {
                 // It has not lost its sessions meanwhile, or this one would be gone; a pooler's may have been.
                 Err(Interrupt::Late) => {
                     return Ok(match self.hold {
-                        LockScope::Session => RestartCheck::None,
-                        LockScope::Transaction => RestartCheck::HoldOff,
+                        Hold::Session => Caution::None,
+                        Hold::Transaction => Caution::HoldOff,
                     });
                 }
                 // Nothing was asked; not all of the time has passed.
@@ -705,12 +658,11 @@ impl<'a> Attempt<'a> {
     ) -> Result<u64, Failure> {
         // The wait may be over: the lock is held already.
         let taken = self.connect(settings, 1, None).and_then(|mut other| {
-            let query = LockRequest::token_query();
-            let outcomes = self.exchange(&mut other, query.sql(), Duration::ZERO, false, None)?;
-            match query.read(&outcomes) {
-                Ok(token) => Ok(token),
-                Err(Unanswered::Refused(error)) => Err(refused("the server refused it", &error)),
-                Err(Unanswered::Senseless(why)) => Err(failed(why).into()),
+            let outcomes = self.exchange(&mut other, &Claim::token_sql(), Duration::ZERO, false)?;
+            match outcomes.last() {
+                Some(Outcome::Failed(error)) => Err(refused("the server refused it", error)),
+                _ => lock::token(&outcomes)
+                    .ok_or_else(|| failed("the server gave no fencing token").into()),
             }
         });
         taken.map_err(|failure| {
@@ -730,15 +682,15 @@ impl<'a> Attempt<'a> {
     }
 
     /// Under `--verbose`: how the lock is held.
-    fn describe(&self, session: &Session, hold: LockScope) {
+    fn describe(&self, session: &Session, hold: Hold) {
         let kind = if self.claim.shared {
             "shared"
         } else {
             "exclusive"
         };
         let bound = match hold {
-            LockScope::Session => format!("of backend {}", session.connection().backend_pid()),
-            LockScope::Transaction => "of a transaction, since a pooler is in between".to_owned(),
+            Hold::Session => format!("of backend {}", session.connection().backend_pid()),
+            Hold::Transaction => "of a transaction, since a pooler is in between".to_owned(),
         };
         let settings = self.claim.settings;
         let lease = match settings.ttl.map(|ttl| ttl.as_secs()) {
@@ -843,10 +795,6 @@ fn standby() -> Failure {
             .to_owned(),
         again: Again::IfWaiting,
     })
-}
-
-fn not_guarded(error: io::Error) -> Stop {
-    failed(format_args!("could not start the guardian: {error}"))
 }
 
 fn failed(error: impl fmt::Display) -> Stop {

@@ -65,6 +65,7 @@ mod cli;
 mod command;
 mod exit;
 mod guardian;
+mod held;
 mod lease;
 mod lock;
 mod log;

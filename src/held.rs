@@ -1,0 +1,29 @@
+//! A lock that is held, on its way from the attempt that has come by it to the run of the command.
+
+use std::time::Duration;
+
+use crate::guardian::Guardian;
+use crate::lock::Lock;
+use crate::pq::Conninfo;
+use crate::server::session::Session;
+use crate::sys::Ward;
+
+/// A lock that is held, and what holds it.
+pub struct Held {
+    /// The session. The lock is gone when it is.
+    pub session: Session,
+    /// The lock.
+    pub lock: Lock,
+    /// When the message was sent whose answer said that it is held.
+    pub sent: Duration,
+    /// The holder's fencing token, if there was to be one.
+    pub token: Option<u64>,
+    /// What is to be killed with pglock, and by when: its deadline is that of the lease, if it has one.
+    pub ward: Ward,
+    /// Who does it.
+    pub guardian: Guardian,
+    /// How to connect to the same server again, without a look-up that may block.
+    pub settings: Conninfo,
+    /// Whether the session is known by a name that tells since when it has waited.
+    pub waited: bool,
+}
