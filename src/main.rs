@@ -80,7 +80,7 @@ mod text;
 use std::ffi::OsString;
 use std::time::Duration;
 
-use acquire::Stop;
+use acquire::AcquireError;
 use cli::config::{self, Config, Request};
 use exit::Exit;
 use lock::Name;
@@ -140,7 +140,7 @@ fn hold_and_run(config: &Config, start: Duration) -> Exit {
             log.info(format_args!("{kind} {name} obtained successfully!"));
             supervise::run(config, held, environment, &signals, log)
         }
-        Err(Stop::NotObtained) => {
+        Err(AcquireError::NotObtained) => {
             log.info(format_args!(
                 "Could not obtain lock {name}, skipping command"
             ));
@@ -173,23 +173,24 @@ fn name_passed_over(config: &Config, log: Log) {
     }
 }
 
-fn catch_signals() -> Result<Signals, Stop> {
-    Signals::catch().map_err(|error| Stop::Failed(format!("could not catch signals: {error}")))
+fn catch_signals() -> Result<Signals, AcquireError> {
+    Signals::catch()
+        .map_err(|error| AcquireError::Failed(format!("could not catch signals: {error}")))
 }
 
 /// For what ended pglock before there was a command.
-fn stopped(stop: Stop, log: Log) -> Exit {
+fn stopped(stop: AcquireError, log: Log) -> Exit {
     match stop {
         // Only one who wants a command skipped gets here with a lock that others hold, and it has its own status for that.
-        Stop::NotObtained => {
+        AcquireError::NotObtained => {
             log.error("no lock was asked for, and none was obtained");
             Exit::Failed
         }
-        Stop::Signal(signal) => {
+        AcquireError::Signal(signal) => {
             log.error(format_args!("{signal} came before the command ran"));
             Exit::Signal(signal)
         }
-        Stop::Failed(message) => {
+        AcquireError::Failed(message) => {
             log.error(message);
             Exit::Failed
         }
@@ -222,7 +223,10 @@ mod tests {
     #[test]
     fn what_stops_pglock_is_no_success() {
         let log = Log::new(Verbosity::Quiet);
-        for stop in [Stop::NotObtained, Stop::Failed("why".to_owned())] {
+        for stop in [
+            AcquireError::NotObtained,
+            AcquireError::Failed("why".to_owned()),
+        ] {
             assert_eq!(stopped(stop, log), Exit::Failed);
         }
     }
