@@ -13,16 +13,17 @@ use std::time::Duration;
 use self::exchange::Exchange;
 use self::state::{Dial, Ending, Event, Goal, HostError, Line, Loss, Order, Plan, State, Taken};
 use self::state::{Step, Welcome};
-use crate::cli::config::Config;
+use crate::cli::config::{Config, Wait};
 use crate::held::Held;
 use crate::lease::{Moment, Terms};
 use crate::lock::Lock;
+use crate::lock::holders::Row;
 use crate::log::Log;
-use crate::pq::{Conninfo, Error, Outcome};
+use crate::pq::{Conninfo, Error};
 use crate::server::conninfo::Target;
 use crate::server::retry;
 use crate::server::session::Session;
-use crate::server::session_settings::Hold;
+use crate::server::session_settings::LockScope;
 use crate::server::wait::{self, Interrupt};
 use crate::sys::{self, Signals};
 
@@ -37,7 +38,7 @@ pub fn acquire(
     signals: &Signals,
     log: Log,
 ) -> Result<Held, AcquireError> {
-    let target = Target::new(&config.server, &config.command).map_err(failed)?;
+    let target = target(config, start, signals)?;
     let mut attempt = Attempt::new(config, start, signals, log, &target, Goal::Lock)?;
     match attempt.run() {
         Ending::Taken(taken) => attempt.held(taken),
@@ -55,14 +56,23 @@ pub fn status(
     start: Duration,
     signals: &Signals,
     log: Log,
-) -> Result<Vec<Outcome>, AcquireError> {
-    let target = Target::new(&config.server, &config.command).map_err(failed)?;
+) -> Result<Vec<Row>, AcquireError> {
+    let target = target(config, start, signals)?;
     let mut attempt = Attempt::new(config, start, signals, log, &target, Goal::Listing)?;
     match attempt.run() {
         Ending::Listed => Ok(attempt.exchange.listing),
         Ending::Taken(_) => Err(failed("no list was asked for")),
         Ending::Stopped(error) => Err(error),
     }
+}
+
+/// Where to connect.
+fn target(config: &Config, start: Duration, signals: &Signals) -> Result<Target, AcquireError> {
+    let wait_end = match config.wait {
+        Wait::Seconds(seconds) => Some(start + Duration::from_secs(seconds.into())),
+        Wait::No | Wait::Forever => None,
+    };
+    Target::new(&config.server, &config.command, signals, start, wait_end).map_err(failed)
 }
 
 /// What does what is ordered.
@@ -197,6 +207,9 @@ impl<'a> Attempt<'a> {
 
     /// What there is, now that the lock is held.
     fn held(mut self, taken: Taken) -> Result<Held, AcquireError> {
+        self.exchange
+            .settle_guardian()
+            .map_err(|error| failed(format_args!("could not start the guardian: {error}")))?;
         let session = self.exchange.take_session();
         let (Some(session), Some(lock)) = (session, self.exchange.lock) else {
             return Err(failed("no lock is held"));
@@ -219,16 +232,16 @@ impl<'a> Attempt<'a> {
 
     /// How the lock is held.
     fn description(&self, session: &Session, lock: Lock) -> Line {
-        let claim = &self.exchange.claim;
+        let request = &self.exchange.request;
         let connection = session.connection();
         Line::Held {
-            shared: claim.shared,
-            backend: match lock.hold() {
-                Hold::Session => Some(connection.backend_pid()),
-                Hold::Transaction => None,
+            shared: request.shared,
+            backend: match lock.scope() {
+                LockScope::Session => Some(connection.backend_pid()),
+                LockScope::Transaction => None,
             },
-            ttl: claim.settings.ttl,
-            has_lease: claim.settings.has_lease(connection, lock.hold()),
+            ttl: request.settings.ttl,
+            has_lease: request.settings.has_lease(connection, lock.scope()),
         }
     }
 }

@@ -1,46 +1,67 @@
 //! One question and its answer on a session, and what there is to do with a question whose answer is not waited for.
 
-use std::borrow::Cow;
 use std::ffi::CStr;
 use std::io;
 
 use super::host_error;
 use super::state::{Age, Answer, Event, Loss, Question, Refusal, Verdict};
 use crate::cli::config::Config;
-use crate::guardian::Guardian;
+use crate::guardian::{Guardian, LONG_WAY};
 use crate::lease::{Lease, Moment};
-use crate::lock::{self, Claim, Lock};
+use crate::lock::holders::{self, Holders, Row};
+use crate::lock::{self, HoldOff, Lock, LockRequest, Query, Unanswered};
 use crate::pq::{Error, Outcome};
 use crate::server::retry;
 use crate::server::session::{self, Session};
-use crate::server::session_settings::{Hold, Settings};
+use crate::server::session_settings::{LockScope, SessionSettings};
 use crate::server::wait::{self, Interrupt, drive};
 use crate::status;
 use crate::sys::{Signals, Ward};
 
-/// What the outcomes of a question mean.
-type Reading = fn(&mut Exchange, Vec<Outcome>) -> Event;
+/// A question as it is put to the server, which knows what its answer means.
+enum Asked {
+    /// For the lock, to be bound to this.
+    Verdict(Query<lock::Verdict>, LockScope),
+    Age(Query<HoldOff>),
+    Holders(Query<Holders>),
+    Token(Query<u64>),
+    Listing(Query<Holders>),
+    /// For nothing but an answer.
+    Any(&'static CStr),
+}
+
+impl Asked {
+    fn sql(&self) -> &CStr {
+        match self {
+            Self::Verdict(query, _) => query.sql(),
+            Self::Age(query) => query.sql(),
+            Self::Holders(query) | Self::Listing(query) => query.sql(),
+            Self::Token(query) => query.sql(),
+            Self::Any(sql) => sql,
+        }
+    }
+}
 
 /// The conversation with the server at hand.
 pub struct Exchange<'a> {
     config: &'a Config,
     signals: &'a Signals,
     /// What is wanted; where the server refuses settings that can be done without, without them from then on.
-    pub claim: Claim,
+    pub request: LockRequest,
     /// What a guardian looks at.
     pub ward: Ward,
     /// Bound to the session, from the first question on that may bring the lock.
     pub guardian: Option<Guardian>,
-    /// The session that is to hold the lock.
+    /// The session that is to scope the lock.
     session: Option<Session>,
     /// The one beside it, for a fencing token.
     beside: Option<Session>,
-    /// The last question, and what its outcomes mean.
-    question: Option<(Question, Reading)>,
+    /// The last question.
+    asked: Option<Asked>,
     /// The lock as it was last granted.
     pub lock: Option<Lock>,
     /// The last answer to [`Question::Listing`].
-    pub listing: Vec<Outcome>,
+    pub listing: Vec<Row>,
 }
 
 impl<'a> Exchange<'a> {
@@ -52,18 +73,18 @@ impl<'a> Exchange<'a> {
         Ok(Self {
             config,
             signals,
-            claim: Claim {
+            request: LockRequest {
                 name: config.lock.clone(),
                 shared: config.shared,
                 slots: config.slots,
-                settings: Settings::new(config.terms.map(|terms| terms.ttl())),
+                settings: SessionSettings::new(config.terms.map(|terms| terms.ttl())),
                 fence: config.fence,
             },
             ward: Ward::new()?,
             guardian: None,
             session: None,
             beside: None,
-            question: None,
+            asked: None,
             lock: None,
             listing: Vec::new(),
         })
@@ -92,11 +113,10 @@ impl<'a> Exchange<'a> {
 
     /// Asks, and waits for the answer.
     pub fn ask(&mut self, question: Question, asked: Moment, answer_by: Option<Moment>) -> Event {
-        let (sql, reading) = match self.wording(question) {
+        let wording = match self.wording(question) {
             Ok(wording) => wording,
             Err(error) => return Event::Unsaid(error.message),
         };
-        self.question = Some((question, reading));
         if question.is_guarded() {
             let terms = self.config.terms.filter(|_| self.config.kill_on_loss);
             let lease = terms.map(|terms| Lease::new(terms, asked));
@@ -110,9 +130,10 @@ impl<'a> Exchange<'a> {
         if matches!(question, Question::Holders | Question::Listing) {
             session.allow_table();
         }
-        if let Err(error) = session.ask(&sql) {
+        if let Err(error) = session.ask(wording.sql()) {
             return lost(&error);
         }
+        self.asked = Some(wording);
         if question.is_guarded()
             && let Err(error) = self.guard()
         {
@@ -125,7 +146,7 @@ impl<'a> Exchange<'a> {
             };
             match drive(session, signals, answer_by) {
                 Ok(session::Event::Answered(outcomes)) => {
-                    let event = reading(self, outcomes);
+                    let event = self.read(&outcomes);
                     self.beside = None;
                     return event;
                 }
@@ -146,8 +167,30 @@ impl<'a> Exchange<'a> {
             let session = self.session.as_ref();
             let wants = session.and_then(Session::wants);
             let socket = wants.map(|(descriptor, _)| descriptor);
-            self.guardian = Some(Guardian::post(&self.ward, socket)?);
+            self.guardian = Some(Guardian::send(&self.ward, socket)?);
         }
+        Ok(())
+    }
+
+    /// Waits until the guardian is on its post, or posts another.
+    ///
+    /// # Errors
+    /// The system does not let one get there.
+    pub fn settle_guardian(&mut self) -> io::Result<()> {
+        if self
+            .guardian
+            .as_mut()
+            .is_some_and(|guardian| guardian.settle(LONG_WAY).is_ok())
+        {
+            return Ok(());
+        }
+        // It may have been killed on its way.
+        let session = self.session.as_ref();
+        let wants = session.and_then(Session::wants);
+        let socket = wants.map(|(descriptor, _)| descriptor);
+        let mut guardian = Guardian::send(&self.ward, socket)?;
+        guardian.settle(LONG_WAY)?;
+        self.guardian = Some(guardian);
         Ok(())
     }
 
@@ -190,8 +233,8 @@ impl<'a> Exchange<'a> {
         };
         let answered = outcomes.is_some();
         let mut granted = false;
-        if let (Some(outcomes), Some((_, reading))) = (outcomes, self.question) {
-            let event = reading(self, outcomes);
+        if let Some(outcomes) = outcomes {
+            let event = self.read(&outcomes);
             granted = matches!(event, Event::Answered(Answer::Verdict(Verdict::Held(_))));
         }
         Event::Withdrawn { answered, granted }
@@ -215,100 +258,107 @@ impl<'a> Exchange<'a> {
         Event::Finished
     }
 
-    /// What a question is in SQL, and what its outcomes mean.
-    fn wording(&mut self, question: Question) -> Result<(Cow<'static, CStr>, Reading), Error> {
+    /// How a question is put to the server.
+    fn wording(&self, question: Question) -> Result<Asked, Error> {
         let session = self.beside.as_ref().or(self.session.as_ref());
         let Some(session) = session else {
             return Err(Error::new("there is no session"));
         };
         let connection = session.connection();
-        let claim = &self.claim;
+        let request = &self.request;
         Ok(match question {
             Question::Try {
-                hold,
-                caution,
+                scope,
+                check,
                 waits,
                 waited,
             } => {
-                let sql = claim.try_sql(connection, hold, caution, waits, waited)?;
-                let reading: Reading = match hold {
-                    Hold::Session => |this, outcomes| this.verdict(&outcomes, Hold::Session),
-                    Hold::Transaction => {
-                        |this, outcomes| this.verdict(&outcomes, Hold::Transaction)
-                    }
-                };
-                (sql.into(), reading)
+                let query = request.try_query(connection, scope, check, waits, waited)?;
+                Asked::Verdict(query, scope)
             }
             Question::Wait {
                 milliseconds,
                 first,
-            } => (
-                claim.wait_sql(connection, milliseconds, first)?.into(),
-                |this, outcomes| this.verdict(&outcomes, Hold::Session),
-            ),
-            Question::Rollback => (c"rollback".into(), |_, _| Event::Answered(Answer::Any)),
-            Question::Renew => (c";".into(), |_, _| Event::Answered(Answer::Any)),
-            Question::Age { hold } => (
-                claim.age_sql(connection, hold)?.into(),
-                |this, outcomes| match outcomes.last() {
-                    Some(Outcome::Failed(error)) => this.refused(error),
-                    Some(Outcome::Done { .. }) | None => {
-                        let age = lock::hold_off(&outcomes).map(|left| Age {
-                            left,
-                            is_held: lock::is_held(&outcomes),
-                        });
-                        Event::Answered(Answer::Age(age))
-                    }
-                },
-            ),
-            Question::Holders => (
-                status::sql(connection, Some(claim))?.into(),
-                |_, outcomes| Event::Answered(Answer::Holders(status::holders(&outcomes))),
-            ),
-            Question::Token => (Claim::token_sql().into(), |_, outcomes| {
-                match outcomes.last() {
-                    Some(Outcome::Failed(error)) => refused(error),
-                    Some(Outcome::Done { .. }) | None => {
-                        Event::Answered(Answer::Token(lock::token(&outcomes)))
-                    }
-                }
-            }),
-            Question::Listing => (
-                status::sql(connection, self.config.names_lock.then_some(claim))?.into(),
-                |this, outcomes| match outcomes.last() {
-                    Some(Outcome::Failed(error)) => refused(error),
-                    Some(Outcome::Done { .. }) | None => {
-                        let is_standby = status::is_standby(&outcomes);
-                        this.listing = outcomes;
-                        Event::Answered(Answer::Listing { is_standby })
-                    }
-                },
-            ),
+            } => {
+                let query = request.wait_query(connection, milliseconds, first)?;
+                Asked::Verdict(query, LockScope::Session)
+            }
+            Question::Rollback => Asked::Any(c"rollback"),
+            Question::Renew => Asked::Any(c";"),
+            Question::Age { scope } => Asked::Age(request.age_query(connection, scope)?),
+            Question::Holders => Asked::Holders(holders::query(connection, Some(request))?),
+            Question::Token => Asked::Token(LockRequest::token_query()),
+            Question::Listing => {
+                let request = self.config.names_lock.then_some(request);
+                Asked::Listing(holders::query(connection, request)?)
+            }
         })
     }
 
-    /// What the outcomes of a call for the lock mean.
-    fn verdict(&mut self, outcomes: &[Outcome], hold: Hold) -> Event {
-        Event::Answered(Answer::Verdict(match self.claim.verdict(outcomes) {
+    /// What the outcomes of the last question mean.
+    fn read(&mut self, outcomes: &[Outcome]) -> Event {
+        let Some(asked) = self.asked.take() else {
+            return Event::Unasked;
+        };
+        Event::Answered(match asked {
+            Asked::Verdict(query, scope) => match query.read(outcomes) {
+                Ok(verdict) => Answer::Verdict(self.verdict(verdict, scope)),
+                Err(Unanswered::Refused(error)) => return self.refused(&error),
+                Err(Unanswered::Senseless(why)) => Answer::Verdict(Verdict::Lie(why.to_owned())),
+            },
+            Asked::Age(query) => match query.read(outcomes) {
+                Ok(HoldOff { time, is_held }) => Answer::Age(Some(Age {
+                    left: time,
+                    is_held,
+                })),
+                Err(Unanswered::Refused(error)) => return self.refused(&error),
+                Err(Unanswered::Senseless(_)) => Answer::Age(None),
+            },
+            Asked::Holders(query) => match query.read(outcomes) {
+                Ok(Holders::Rows(rows)) => Answer::Holders(status::holders(&rows)),
+                // It is only a courtesy.
+                Ok(Holders::OfStandby) | Err(_) => Answer::Holders(Vec::new()),
+            },
+            Asked::Token(query) => match query.read(outcomes) {
+                Ok(token) => Answer::Token(Some(token)),
+                Err(Unanswered::Refused(error)) => return refused(&error),
+                Err(Unanswered::Senseless(_)) => Answer::Token(None),
+            },
+            Asked::Listing(query) => match query.read(outcomes) {
+                Ok(Holders::Rows(rows)) => {
+                    self.listing = rows;
+                    Answer::Listing {
+                        is_standby: Some(false),
+                    }
+                }
+                Ok(Holders::OfStandby) => Answer::Listing {
+                    is_standby: Some(true),
+                },
+                Err(Unanswered::Refused(error)) => return refused(&error),
+                Err(Unanswered::Senseless(_)) => Answer::Listing { is_standby: None },
+            },
+            Asked::Any(_) => Answer::Any,
+        })
+    }
+
+    /// The server's word on a call for the lock.
+    fn verdict(&mut self, verdict: lock::Verdict, scope: LockScope) -> Verdict {
+        match verdict {
             lock::Verdict::Held(key, token) => {
-                self.lock = Some(self.claim.lock(key, hold));
+                self.lock = Some(self.request.lock(key, scope));
                 Verdict::Held(token)
             }
             lock::Verdict::Busy => Verdict::Busy,
-            lock::Verdict::First => Verdict::First,
-            lock::Verdict::Young => Verdict::Young,
+            lock::Verdict::QueueHead => Verdict::QueueHead,
+            lock::Verdict::RecentlyRestarted => Verdict::RecentlyRestarted,
             lock::Verdict::Pooled => Verdict::Pooled,
             lock::Verdict::Standby => Verdict::Standby,
-            lock::Verdict::Refused(error) => match outcomes.last() {
-                Some(Outcome::Failed(_)) => return self.refused(&error),
-                Some(Outcome::Done { .. }) | None => Verdict::Lie(error.to_string()),
-            },
-        }))
+        }
     }
 
     /// An error for an answer, which may be about a setting that can be done without.
     fn refused(&mut self, error: &Error) -> Event {
-        let can_do_without = self.claim.settings.refuse(error);
+        let can_do_without = self.request.settings.refuse(error);
         Event::Refused(Refusal {
             error: host_error(error),
             can_do_without,

@@ -14,9 +14,9 @@ use std::time::Duration;
 
 use crate::cli::config::Wait;
 use crate::lease::Moment;
-use crate::lock::{Caution, TURN};
+use crate::lock::{RestartCheck, TURN};
 use crate::server::retry::Again;
-use crate::server::session_settings::Hold;
+use crate::server::session_settings::LockScope;
 use crate::sys::Signal;
 
 /// How long to wait between two attempts behind a pooler, on the average: a waiter there must not sit on
@@ -105,9 +105,9 @@ pub enum Question {
     /// For the lock, without waiting.
     Try {
         /// What to bind it to.
-        hold: Hold,
+        scope: LockScope,
         /// What to make of a server that has just lost its sessions.
-        caution: Caution,
+        check: RestartCheck,
         /// Whether there would be a wait for it.
         waits: bool,
         /// Whether somebody else has held it before.
@@ -125,7 +125,7 @@ pub enum Question {
     /// How long ago the server lost its sessions.
     Age {
         /// What the lock would be bound to.
-        hold: Hold,
+        scope: LockScope,
     },
     /// Who holds the lock.
     Holders,
@@ -171,12 +171,12 @@ impl Question {
 pub enum Verdict {
     /// It is held; with the fencing token, if one came with it.
     Held(Option<u64>),
-    /// Others hold it.
+    /// Others scope it.
     Busy,
-    /// Others hold it, and this session is the first of those who wait.
-    First,
+    /// Others scope it, and this session is the first of those who wait.
+    QueueHead,
     /// The server has just lost its sessions.
-    Young,
+    RecentlyRestarted,
     /// A pooler is in between.
     Pooled,
     /// The server is a standby.
@@ -207,8 +207,8 @@ pub enum Answer {
     Token(Option<u64>),
     /// To [`Question::Listing`].
     Listing {
-        /// Whether it is that of a standby, whose locks are its own.
-        is_standby: bool,
+        /// Whether it is that of a standby, whose locks are its own; `None` if it is none.
+        is_standby: Option<bool>,
     },
     /// To [`Question::Rollback`] or [`Question::Renew`]: any.
     Any,
@@ -558,9 +558,9 @@ pub struct State {
     /// Whether others held the lock at first.
     waited: bool,
     /// What the lock can be bound to on the connection that there is.
-    hold: Hold,
+    scope: LockScope,
     /// How the last attempt on it treated a server that has just lost its sessions.
-    tried: Caution,
+    tried: RestartCheck,
     /// Since when the server there has said that it has.
     young_since: Option<Moment>,
     /// When the last question was asked, and has to be answered.
@@ -599,8 +599,8 @@ impl State {
             reason: None,
             announced: false,
             waited: false,
-            hold: Hold::Session,
-            tried: Caution::HoldOff,
+            scope: LockScope::Session,
+            tried: RestartCheck::HoldOff,
             young_since: None,
             asked: start,
             answer_by: None,
@@ -738,12 +738,16 @@ impl State {
             (Answer::Token(None), Question::Token) => {
                 self.stop(failed("the server gave no fencing token"), at)
             }
-            (Answer::Listing { is_standby: false }, Question::Listing) => {
-                Order::End(Ending::Listed)
-            }
-            (Answer::Listing { is_standby: true }, Question::Listing) => {
-                self.fail(AttemptError::Host(standby()), at)
-            }
+            (Answer::Listing { is_standby }, Question::Listing) => match is_standby {
+                Some(false) => Order::End(Ending::Listed),
+                Some(true) => self.fail(AttemptError::Host(standby()), at),
+                None => self.stop(
+                    failed(
+                        "the server gave an unexpected answer to the question who holds the lock",
+                    ),
+                    at,
+                ),
+            },
             (Answer::Any, Question::Rollback) => match self.reply.take() {
                 Some(reply) => self.replied(reply, at),
                 None => self.unexpected(),
@@ -818,9 +822,9 @@ impl State {
                     Question::Try { .. } | Question::Wait { .. } => {
                         self.end_transaction(Reply::Refusal(refusal), at)
                     }
-                    Question::Age { hold } if refusal.can_do_without => {
+                    Question::Age { scope } if refusal.can_do_without => {
                         self.say(Line::SettingRefused(refusal.error.message));
-                        self.ask(Question::Age { hold }, at)
+                        self.ask(Question::Age { scope }, at)
                     }
                     Question::Age { .. } => {
                         let error = refusal
@@ -999,21 +1003,21 @@ impl State {
     fn passed(&mut self, phase: Phase, at: &mut At) -> Order {
         match phase {
             Phase::Pausing(Pause::Turn(first)) => self.queue(first, at),
-            Phase::Pausing(Pause::Attempt) => self.attempt(Caution::HoldOff, at),
+            Phase::Pausing(Pause::Attempt) => self.attempt(RestartCheck::HoldOff, at),
             Phase::Pausing(Pause::Round) => self.next_round(at),
             Phase::HoldingOff { deadline, whole } => {
                 if at.now < deadline {
                     // The session has a lease too, and would end in silence.
-                    self.ask(Question::Age { hold: self.hold }, at)
+                    self.ask(Question::Age { scope: self.scope }, at)
                 } else if deadline < whole {
                     self.stop(AcquireError::NotObtained, at)
                 } else {
                     // It has not lost its sessions meanwhile, or this one would be gone; a pooler's may have been.
-                    let caution = match self.hold {
-                        Hold::Session => Caution::None,
-                        Hold::Transaction => Caution::HoldOff,
+                    let check = match self.scope {
+                        LockScope::Session => RestartCheck::None,
+                        LockScope::Transaction => RestartCheck::HoldOff,
                     };
-                    self.attempt(caution, at)
+                    self.attempt(check, at)
                 }
             }
             Phase::Ready
@@ -1049,18 +1053,18 @@ impl State {
 
     fn withdrawn(&mut self, phase: Phase, answered: bool, granted: bool, at: &mut At) -> Order {
         match phase {
-            Phase::Withdrawing(why) => match self.hold {
+            Phase::Withdrawing(why) => match self.scope {
                 // A pooler closes the server's connection too if its client leaves in a transaction.
-                Hold::Transaction if answered => {
+                LockScope::Transaction if answered => {
                     self.phase = Phase::RollingBack(why);
                     Order::Rollback
                 }
                 // Granted before the cancel came.
-                Hold::Session if granted => {
+                LockScope::Session if granted => {
                     self.phase = Phase::Releasing(why);
                     Order::Release
                 }
-                Hold::Session | Hold::Transaction => self.fail(why, at),
+                LockScope::Session | LockScope::Transaction => self.fail(why, at),
             },
             Phase::Ready
             | Phase::Connecting(_)
@@ -1109,7 +1113,7 @@ impl State {
         Order::Connect(dial)
     }
 
-    /// Connects to it once more: in the transaction that the lock is bound to a token would hold back vacuum for as long as
+    /// Connects to it once more: in the transaction that the lock is bound to a token would scope back vacuum for as long as
     /// the command runs. The wait may be over: the lock is held already.
     fn connect_beside(&mut self, at: &At) -> Order {
         self.wants_token = true;
@@ -1185,18 +1189,18 @@ impl State {
             self.announced = true;
             self.say(Line::Obtaining(self.plan.wait));
         }
-        self.hold = Hold::Session;
+        self.scope = LockScope::Session;
         self.young_since = None;
-        self.attempt(Caution::HoldOff, at)
+        self.attempt(RestartCheck::HoldOff, at)
     }
 
     /// Tries once. Whoever comes here anew is careful anew: behind a pooler the server may be another one, or restarted, at
     /// the next attempt.
-    fn attempt(&mut self, caution: Caution, at: &At) -> Order {
-        self.tried = caution;
+    fn attempt(&mut self, check: RestartCheck, at: &At) -> Order {
+        self.tried = check;
         let question = Question::Try {
-            hold: self.hold,
-            caution,
+            scope: self.scope,
+            check,
             waits: self.plan.wait != Wait::No,
             waited: self.waited,
         };
@@ -1210,8 +1214,8 @@ impl State {
             Verdict::Lie(judged) => {
                 self.stop(AcquireError::Failed(format!("{LOCK_CALL}: {judged}")), at)
             }
-            Verdict::Busy | Verdict::First if self.hold == Hold::Session => {
-                let first = verdict == Verdict::First;
+            Verdict::Busy | Verdict::QueueHead if self.scope == LockScope::Session => {
+                let first = verdict == Verdict::QueueHead;
                 let early = self.asked + turn / 2;
                 if at.now < early {
                     // A server that does not wait would be asked without a pause.
@@ -1222,8 +1226,8 @@ impl State {
             }
             Verdict::Held(_) => self.replied(Reply::Verdict(verdict), at),
             Verdict::Busy
-            | Verdict::First
-            | Verdict::Young
+            | Verdict::QueueHead
+            | Verdict::RecentlyRestarted
             | Verdict::Pooled
             | Verdict::Standby => self.end_transaction(Reply::Verdict(verdict), at),
         }
@@ -1231,9 +1235,9 @@ impl State {
 
     /// Ends the transaction of an attempt that has not come to the lock, if it had one, before what it has come to counts.
     fn end_transaction(&mut self, reply: Reply, at: &mut At) -> Order {
-        match self.hold {
-            Hold::Session => self.replied(reply, at),
-            Hold::Transaction => {
+        match self.scope {
+            LockScope::Session => self.replied(reply, at),
+            LockScope::Transaction => {
                 self.reply = Some(reply);
                 self.ask(Question::Rollback, at)
             }
@@ -1243,20 +1247,20 @@ impl State {
     fn replied(&mut self, reply: Reply, at: &mut At) -> Order {
         match reply {
             Reply::Verdict(Verdict::Held(token)) => self.granted(token, at),
-            Reply::Verdict(Verdict::Busy | Verdict::First) => match self.time_to_wait(at.now) {
+            Reply::Verdict(Verdict::Busy | Verdict::QueueHead) => match self.time_to_wait(at.now) {
                 Some(left) => {
                     let pause = at.jittered(POOLED_PAUSE).min(left);
                     self.pause(Pause::Attempt, at.now + pause)
                 }
                 None => self.name_holders(at),
             },
-            Reply::Verdict(Verdict::Young) => self.hold_off(at),
-            Reply::Verdict(Verdict::Pooled) => match self.hold {
-                Hold::Session => {
-                    self.hold = Hold::Transaction;
-                    self.attempt(Caution::HoldOff, at)
+            Reply::Verdict(Verdict::RecentlyRestarted) => self.hold_off(at),
+            Reply::Verdict(Verdict::Pooled) => match self.scope {
+                LockScope::Session => {
+                    self.scope = LockScope::Transaction;
+                    self.attempt(RestartCheck::HoldOff, at)
                 }
-                Hold::Transaction => self.stop(
+                LockScope::Transaction => self.stop(
                     failed("the server gave an unexpected answer to the lock call"),
                     at,
                 ),
@@ -1265,7 +1269,7 @@ impl State {
             Reply::Verdict(Verdict::Lie(_)) => self.unexpected(),
             Reply::Refusal(refusal) if refusal.can_do_without => {
                 self.say(Line::SettingRefused(refusal.error.message));
-                self.attempt(Caution::HoldOff, at)
+                self.attempt(RestartCheck::HoldOff, at)
             }
             Reply::Refusal(refusal) => {
                 self.fail(AttemptError::Host(refusal.error.of(LOCK_CALL)), at)
@@ -1316,9 +1320,9 @@ impl State {
     fn hold_off(&mut self, at: &mut At) -> Order {
         let since = *self.young_since.get_or_insert(at.now);
         let can_be = self.plan.ttl.is_some_and(|ttl| at.now <= since + ttl);
-        if self.tried == Caution::HoldOff && can_be {
+        if self.tried == RestartCheck::HoldOff && can_be {
             self.hold_off_until = None;
-            return self.ask(Question::Age { hold: self.hold }, at);
+            return self.ask(Question::Age { scope: self.scope }, at);
         }
         let message = "the server says again and again that it was restarted just now";
         self.fail(maybe_later(message.to_owned()), at)
@@ -1333,7 +1337,7 @@ impl State {
             );
         };
         if left.is_zero() {
-            return self.attempt(Caution::None, at);
+            return self.attempt(RestartCheck::None, at);
         }
         // The server's clock may have been set back since it started.
         let ttl = self.plan.ttl.unwrap_or(left);

@@ -72,8 +72,8 @@ fn withdrawn(answered: bool, granted: bool) -> Event {
 }
 
 const TRY: Question = Question::Try {
-    hold: Hold::Session,
-    caution: Caution::HoldOff,
+    scope: LockScope::Session,
+    check: RestartCheck::HoldOff,
     waits: true,
     waited: false,
 };
@@ -97,7 +97,7 @@ fn phases() -> Vec<(&'static str, State)> {
         ..State::new(plan(), at(START))
     };
     let pooled = |phase| State {
-        hold: Hold::Transaction,
+        scope: LockScope::Transaction,
         ..state(phase)
     };
     let beside = |phase| State {
@@ -106,7 +106,7 @@ fn phases() -> Vec<(&'static str, State)> {
         ..pooled(phase)
     };
     let age = Question::Age {
-        hold: Hold::Session,
+        scope: LockScope::Session,
     };
     let holding_off = Phase::HoldingOff {
         deadline: at(NOW),
@@ -162,8 +162,8 @@ fn events() -> Vec<(&'static str, Event)> {
         ("not connected, for good", not_connected(Again::Never)),
         ("held", verdict(Verdict::Held(None))),
         ("busy", verdict(Verdict::Busy)),
-        ("busy, first in the queue", verdict(Verdict::First)),
-        ("young", verdict(Verdict::Young)),
+        ("busy, first in the queue", verdict(Verdict::QueueHead)),
+        ("young", verdict(Verdict::RecentlyRestarted)),
         ("pooled", verdict(Verdict::Pooled)),
         ("standby", verdict(Verdict::Standby)),
         ("lie", verdict(Verdict::Lie("a lie".to_owned()))),
@@ -179,11 +179,15 @@ fn events() -> Vec<(&'static str, Event)> {
         ("no token", Event::Answered(Answer::Token(None))),
         (
             "list",
-            Event::Answered(Answer::Listing { is_standby: false }),
+            Event::Answered(Answer::Listing {
+                is_standby: Some(false),
+            }),
         ),
         (
             "list of a standby",
-            Event::Answered(Answer::Listing { is_standby: true }),
+            Event::Answered(Answer::Listing {
+                is_standby: Some(true),
+            }),
         ),
         ("any answer", Event::Answered(Answer::Any)),
         ("refused", refused(false)),
@@ -230,14 +234,14 @@ fn shown(order: &Order, now: f64) -> String {
 
 fn asked(question: Question) -> String {
     match question {
-        Question::Try { hold, caution, .. } => {
-            let how = match caution {
-                Caution::HoldOff => "try",
-                Caution::None => "try without caution",
+        Question::Try { scope, check, .. } => {
+            let how = match check {
+                RestartCheck::HoldOff => "try",
+                RestartCheck::None => "try without check",
             };
-            match hold {
-                Hold::Session => how.to_owned(),
-                Hold::Transaction => format!("{how} in a transaction"),
+            match scope {
+                LockScope::Session => how.to_owned(),
+                LockScope::Transaction => format!("{how} in a transaction"),
             }
         }
         Question::Wait {
@@ -591,7 +595,7 @@ fn the_first_in_the_queue_says_so_in_the_next_turn() {
     });
     assert_eq!(run.shown(verdict(Verdict::Busy)), "ask wait 900 ms");
     assert_eq!(
-        run.at(100.9, verdict(Verdict::First)),
+        run.at(100.9, verdict(Verdict::QueueHead)),
         "ask wait 900 ms as the first"
     );
     run.now = 101.0;
@@ -606,7 +610,7 @@ fn the_first_in_the_queue_says_so_in_the_next_turn() {
 fn a_server_that_does_not_wait_is_not_asked_without_a_pause() {
     let mut run = Run::connected(plan());
     run.on(verdict(Verdict::Busy));
-    let order = run.on(verdict(Verdict::First));
+    let order = run.on(verdict(Verdict::QueueHead));
     assert_eq!(
         order,
         Order::Pause {
@@ -665,7 +669,7 @@ fn a_new_connection_is_tried_for_a_session_first() {
 #[test]
 fn who_has_held_off_takes_the_lock_without_caution() {
     let mut run = Run::connected(plan());
-    assert_eq!(run.shown(verdict(Verdict::Young)), "ask age");
+    assert_eq!(run.shown(verdict(Verdict::RecentlyRestarted)), "ask age");
     // The session has a lease as well: a third of it, and again.
     assert_eq!(run.shown(age(12.0, false)), "watch for 5.00 s");
     assert_eq!(run.at(105.0, Event::Passed), "ask age");
@@ -673,7 +677,7 @@ fn who_has_held_off_takes_the_lock_without_caution() {
     assert_eq!(run.at(110.0, Event::Passed), "ask age");
     // The end stays where it was at first.
     assert_eq!(run.at(110.1, age(9.0, false)), "watch for 1.90 s");
-    assert_eq!(run.at(112.0, Event::Passed), "ask try without caution");
+    assert_eq!(run.at(112.0, Event::Passed), "ask try without check");
     assert_eq!(run.shown(verdict(Verdict::Held(None))), "take");
     let line = "The server was restarted and lost its locks: holding off for 12.0 s, in which an earlier holder may \
                 take its lock again.";
@@ -683,16 +687,19 @@ fn who_has_held_off_takes_the_lock_without_caution() {
 #[test]
 fn behind_a_pooler_who_has_held_off_is_careful_anew() {
     let mut run = Run::pooled(plan());
-    assert_eq!(run.shown(verdict(Verdict::Young)), "ask rollback");
+    assert_eq!(
+        run.shown(verdict(Verdict::RecentlyRestarted)),
+        "ask rollback"
+    );
     assert_eq!(run.shown(Event::Answered(Answer::Any)), "ask age");
     run.on(age(4.0, false));
     assert_eq!(run.at(104.0, Event::Passed), "ask try in a transaction");
     // Not young at all: there is nothing to be careful about.
-    run.on(verdict(Verdict::Young));
+    run.on(verdict(Verdict::RecentlyRestarted));
     run.on(Event::Answered(Answer::Any));
     assert_eq!(
         run.shown(age(0.0, false)),
-        "ask try without caution in a transaction"
+        "ask try without check in a transaction"
     );
 }
 
@@ -702,7 +709,7 @@ fn no_hold_off_is_longer_than_the_ttl() {
         wait: Wait::Forever,
         ..plan()
     });
-    run.on(verdict(Verdict::Young));
+    run.on(verdict(Verdict::RecentlyRestarted));
     run.on(age(1e6, false));
     let line = "holding off for 15.0 s";
     assert!(run.lines.iter().any(|said| said.contains(line)));
@@ -714,7 +721,7 @@ fn a_wait_that_is_shorter_than_the_hold_off_ends_without_the_lock() {
         wait: Wait::Seconds(2),
         ..plan()
     });
-    run.on(verdict(Verdict::Young));
+    run.on(verdict(Verdict::RecentlyRestarted));
     assert_eq!(run.shown(age(5.0, false)), "watch for 2.00 s");
     assert_eq!(run.at(102.0, Event::Passed), "not obtained");
 }
@@ -726,17 +733,17 @@ fn who_does_not_wait_holds_off_unless_the_lock_is_held_again() {
         ..plan()
     };
     let mut run = Run::connected(no_wait());
-    run.on(verdict(Verdict::Young));
+    run.on(verdict(Verdict::RecentlyRestarted));
     assert_eq!(run.shown(age(12.0, true)), "ask holders");
     let mut run = Run::connected(no_wait());
-    run.on(verdict(Verdict::Young));
+    run.on(verdict(Verdict::RecentlyRestarted));
     assert_eq!(run.shown(age(12.0, false)), "watch for 5.00 s");
     run.at(105.0, Event::Passed);
     run.on(age(7.0, false));
     run.at(110.0, Event::Passed);
     // The time for connecting is over, and this is not its.
     assert_eq!(run.shown(age(2.0, false)), "watch for 2.00 s");
-    assert_eq!(run.at(112.0, Event::Passed), "ask try without caution");
+    assert_eq!(run.at(112.0, Event::Passed), "ask try without check");
 }
 
 #[test]
@@ -745,7 +752,7 @@ fn a_server_cannot_be_young_for_ever() {
     let mut now = START;
     loop {
         run.now = now;
-        run.on(verdict(Verdict::Young));
+        run.on(verdict(Verdict::RecentlyRestarted));
         let shown = run.shown(Event::Answered(Answer::Any));
         if shown != "ask age" {
             assert_eq!(shown, "pause for 0.05 s");
@@ -757,10 +764,16 @@ fn a_server_cannot_be_young_for_ever() {
     }
     assert_eq!(now, 116.0);
     // One that was not asked whether it is does not say so.
-    for (ttl, caution) in [(None, Caution::HoldOff), (plan().ttl, Caution::None)] {
+    for (ttl, check) in [
+        (None, RestartCheck::HoldOff),
+        (plan().ttl, RestartCheck::None),
+    ] {
         let mut run = Run::connected(Plan { ttl, ..plan() });
-        run.state.tried = caution;
-        assert_eq!(run.shown(verdict(Verdict::Young)), "pause for 0.05 s");
+        run.state.tried = check;
+        assert_eq!(
+            run.shown(verdict(Verdict::RecentlyRestarted)),
+            "pause for 0.05 s"
+        );
     }
 }
 
@@ -924,7 +937,7 @@ fn a_setting_that_is_refused_is_done_without_once() {
         "ask try in a transaction"
     );
     let mut run = Run::connected(plan());
-    run.on(verdict(Verdict::Young));
+    run.on(verdict(Verdict::RecentlyRestarted));
     assert_eq!(run.shown(refused(true)), "ask age");
     assert_eq!(
         run.shown(refused(false)),
@@ -944,9 +957,9 @@ fn who_cannot_be_told_apart_is_not_listed() {
         run
     };
     let answer = |is_standby| Event::Answered(Answer::Listing { is_standby });
-    assert_eq!(listing().shown(answer(false)), "listed");
+    assert_eq!(listing().shown(answer(Some(false))), "listed");
     assert_eq!(
-        listing().shown(answer(true)),
+        listing().shown(answer(Some(true))),
         format!("fail: {}", standby().message)
     );
     assert_eq!(
