@@ -134,16 +134,16 @@ fn show_requests(shown: &mut Shown) {
     for scope in SCOPES {
         let bound = word(scope);
         for (title, request) in requests() {
-            let sql = attempt(&request, &made, scope, RestartCheck::HoldOff, true, false);
-            shown.add(format_args!("try: {title}; {bound}"), &sql);
+            let query = attempt(&request, &made, scope, RestartCheck::HoldOff, true, false);
+            shown.add(format_args!("try: {title}; {bound}"), &query);
         }
-        let sql = attempt(slots, &made, scope, RestartCheck::None, false, false);
+        let query = attempt(slots, &made, scope, RestartCheck::None, false, false);
         let title = format_args!("try: id 1, 3 slots, without waiting; {bound}");
-        shown.add(title, &sql);
-        let sql = attempt(one, &made, scope, RestartCheck::HoldOff, true, true);
-        shown.add(format_args!("try: id 1, after others; {bound}"), &sql);
+        shown.add(title, &query);
+        let query = attempt(one, &made, scope, RestartCheck::HoldOff, true, true);
+        shown.add(format_args!("try: id 1, after others; {bound}"), &query);
         for (title, request) in [("id 1", one), ("id 1, 3 slots", slots)] {
-            let sql = attempt(
+            let query = attempt(
                 &fenced(request),
                 &made,
                 scope,
@@ -151,7 +151,7 @@ fn show_requests(shown: &mut Shown) {
                 true,
                 false,
             );
-            shown.add(format_args!("try: {title}, with a token; {bound}"), &sql);
+            shown.add(format_args!("try: {title}, with a token; {bound}"), &query);
         }
         for version in VERSIONS {
             for (title, check) in [
@@ -159,46 +159,46 @@ fn show_requests(shown: &mut Shown) {
                 ("need not hold off", RestartCheck::None),
             ] {
                 let made = Made { version };
-                let sql = attempt(&leased(one), &made, scope, check, true, false);
+                let query = attempt(&leased(one), &made, scope, check, true, false);
                 let title =
                     format_args!("try: id 1, with a lease, {title}; {bound}, version {version}");
-                shown.add(title, &sql);
+                shown.add(title, &query);
             }
         }
     }
     for (title, request) in requests() {
         for (turn, first) in [("the first turn", false), ("another turn", true)] {
-            let sql = request.wait_query(&made, 900, first).unwrap();
-            shown.add(format_args!("wait: {title}, {turn}"), &sql);
+            let query = request.wait_query(&made, 900, first).unwrap();
+            shown.add(format_args!("wait: {title}, {turn}"), &query);
         }
     }
     for version in VERSIONS {
-        let sql = leased(one).wait_query(&Made { version }, 0, false).unwrap();
+        let query = leased(one).wait_query(&Made { version }, 0, false).unwrap();
         let title = format_args!("wait: id 1, with a lease, 0 ms; version {version}");
-        shown.add(title, &sql);
+        shown.add(title, &query);
     }
     shown.add("token", &LockRequest::token_query());
 }
 
 fn show_restarts(shown: &mut Shown) {
     for (title, request) in requests() {
-        let sql = leased(&request).age_query(&Made { version: 15 }, LockScope::Session);
+        let query = leased(&request).age_query(&Made { version: 15 }, LockScope::Session);
         shown.add(
             format_args!("newcomer's age: {title}; session"),
-            &sql.unwrap(),
+            &query.unwrap(),
         );
     }
     for scope in SCOPES {
         for version in VERSIONS {
-            let sql = leased(&requests()[0].1).age_query(&Made { version }, scope);
+            let query = leased(&requests()[0].1).age_query(&Made { version }, scope);
             let bound = word(scope);
             let title = format_args!("newcomer's age: id 1; {bound}, version {version}");
-            shown.add(title, &sql.unwrap());
+            shown.add(title, &query.unwrap());
         }
     }
     for version in VERSIONS {
-        let sql = lost_query(&Made { version });
-        shown.add(format_args!("holder's age; version {version}"), &sql);
+        let query = lost_query(&Made { version });
+        shown.add(format_args!("holder's age; version {version}"), &query);
     }
 }
 
@@ -216,8 +216,8 @@ fn show_locks(shown: &mut Shown) {
         }
         let (title, lock) = locks()[0];
         let lock = Lock { scope, ..lock };
-        let sql = lock.rename_query(&made, "it's").unwrap();
-        shown.add(format_args!("rename; {bound}"), &sql);
+        let query = lock.rename_query(&made, "it's").unwrap();
+        shown.add(format_args!("rename; {bound}"), &query);
         for version in VERSIONS {
             let made = Made { version };
             let settings = SessionSettings::new(Some(Duration::from_secs(15)));
@@ -239,8 +239,8 @@ fn show_status(shown: &mut Shown) {
     let made = Made { version: 15 };
     shown.add("status: all locks", &holders::query(&made, None).unwrap());
     for (title, request) in requests() {
-        let sql = holders::query(&made, Some(&request)).unwrap();
-        shown.add(format_args!("status: {title}"), &sql);
+        let query = holders::query(&made, Some(&request)).unwrap();
+        shown.add(format_args!("status: {title}"), &query);
     }
 }
 
