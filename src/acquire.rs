@@ -15,10 +15,11 @@ use self::state::{Dial, Ending, Event, Goal, HostError, Line, Loss, Order, Plan,
 use self::state::{Step, Welcome};
 use crate::cli::config::{Config, Wait};
 use crate::held::Held;
-use crate::lease::{Moment, Terms};
+use crate::lease::Terms;
 use crate::lock::Lock;
 use crate::lock::holders::Row;
 use crate::log::Log;
+use crate::moment::Moment;
 use crate::pq::{Conninfo, Error};
 use crate::server::conninfo::Target;
 use crate::server::retry;
@@ -34,7 +35,7 @@ use crate::sys::{self, Signals};
 /// There is no lock, for the reason given. Nothing is left waiting on the server.
 pub fn acquire(
     config: &Config,
-    start: Duration,
+    start: Moment,
     signals: &Signals,
     log: Log,
 ) -> Result<Held, AcquireError> {
@@ -53,7 +54,7 @@ pub fn acquire(
 /// The server could not be asked.
 pub fn status(
     config: &Config,
-    start: Duration,
+    start: Moment,
     signals: &Signals,
     log: Log,
 ) -> Result<Vec<Row>, AcquireError> {
@@ -67,7 +68,7 @@ pub fn status(
 }
 
 /// Where to connect.
-fn target(config: &Config, start: Duration, signals: &Signals) -> Result<Target, AcquireError> {
+fn target(config: &Config, start: Moment, signals: &Signals) -> Result<Target, AcquireError> {
     let wait_end = match config.wait {
         Wait::Seconds(seconds) => Some(start + Duration::from_secs(seconds.into())),
         Wait::No | Wait::Forever => None,
@@ -89,7 +90,7 @@ struct Attempt<'a> {
 impl<'a> Attempt<'a> {
     fn new(
         config: &'a Config,
-        start: Duration,
+        start: Moment,
         signals: &'a Signals,
         log: Log,
         target: &'a Target,

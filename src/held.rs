@@ -1,9 +1,8 @@
 //! A lock that is held, on its way from the attempt that has come by it to the run of the command.
 
-use std::time::Duration;
-
 use crate::guardian::Guardian;
 use crate::lock::Lock;
+use crate::moment::Moment;
 use crate::pq::Conninfo;
 use crate::server::session::Session;
 use crate::sys::Ward;
@@ -15,7 +14,7 @@ pub struct Held {
     /// The lock.
     pub lock: Lock,
     /// When the message was sent whose answer said that it is held.
-    pub sent: Duration,
+    pub sent: Moment,
     /// The holder's fencing token, if there was to be one.
     pub token: Option<u64>,
     /// What is to be killed with pglock, and by when: its deadline is that of the lease, if it has one.

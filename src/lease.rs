@@ -13,8 +13,7 @@
 
 use std::time::Duration;
 
-/// A moment: the time since some fixed one before.
-pub type Moment = Duration;
+use crate::moment::Moment;
 
 /// The second between a deadline of the client and what it has to precede.
 const MARGIN: Duration = Duration::from_secs(1);
@@ -78,7 +77,7 @@ impl Lease {
 
     /// When the command has to be told to end.
     pub fn terminate_at(&self) -> Moment {
-        self.kill_at().saturating_sub(self.terms.grace)
+        self.kill_at() - self.terms.grace
     }
 
     /// When the command has to be killed.
@@ -91,8 +90,8 @@ impl Lease {
     /// the answer that came at `now` to a message sent at `sent`. `None` where the answer was too long under
     /// way to tell.
     pub fn was_restarted(&self, age: Duration, sent: Moment, now: Moment) -> Option<bool> {
-        let at_least = sent.saturating_sub(self.renewed);
-        let at_most = now.saturating_sub(self.renewed);
+        let at_least = sent.since(self.renewed);
+        let at_most = now.since(self.renewed);
         if age < at_least {
             Some(true)
         } else if age < at_most {
@@ -111,17 +110,21 @@ mod tests {
         Duration::from_secs_f64(seconds)
     }
 
+    fn at(moment: f64) -> Moment {
+        Moment::after_first(seconds(moment))
+    }
+
     fn lease(ttl: f64, grace: f64, sent: f64) -> Lease {
         let terms = Terms::new(seconds(ttl), seconds(grace)).unwrap();
-        Lease::new(terms, seconds(sent))
+        Lease::new(terms, at(sent))
     }
 
     #[test]
     fn the_deadlines_follow_the_last_answered_message() {
         let lease = lease(15.0, 5.0, 100.0);
-        assert_eq!(lease.beat_at(), seconds(105.0));
-        assert_eq!(lease.terminate_at(), seconds(109.0));
-        assert_eq!(lease.kill_at(), seconds(114.0));
+        assert_eq!(lease.beat_at(), at(105.0));
+        assert_eq!(lease.terminate_at(), at(109.0));
+        assert_eq!(lease.kill_at(), at(114.0));
     }
 
     #[test]
@@ -134,7 +137,7 @@ mod tests {
     #[test]
     fn after_a_suspend_every_deadline_has_passed() {
         let lease = lease(15.0, 5.0, 100.0);
-        let woken = seconds(100.0 + 3600.0);
+        let woken = at(100.0 + 3600.0);
         assert!(lease.kill_at() < woken && lease.terminate_at() < woken);
     }
 
@@ -142,7 +145,7 @@ mod tests {
     fn a_restart_counts_only_if_it_came_after_the_last_sign() {
         let lease = lease(15.0, 5.0, 100.0);
         // Asked at 103, answered at 104. Lost 2 s before: at 101 or 102, after the last sign.
-        let was = |age| lease.was_restarted(seconds(age), seconds(103.0), seconds(104.0));
+        let was = |age| lease.was_restarted(seconds(age), at(103.0), at(104.0));
         assert_eq!(was(2.0), Some(true));
         // Lost at 99.5 or up to 100.5: before the last sign, or after.
         assert_eq!(was(3.5), None);
@@ -156,7 +159,7 @@ mod tests {
         // The worst case: lost right after the last sign, retaken at the last moment.
         for (ttl, grace) in [(15.0, 5.0), (3.0, 0.0), (60.0, 38.0)] {
             let lease = lease(ttl, grace, 100.0);
-            let newcomers_at = seconds(100.0 + ttl);
+            let newcomers_at = at(100.0 + ttl);
             assert!(lease.terminate_at() < newcomers_at);
             assert!(lease.kill_at() + MARGIN <= newcomers_at);
         }
@@ -184,7 +187,7 @@ mod tests {
                 else {
                     continue;
                 };
-                let lease = Lease::new(terms, seconds(100.0));
+                let lease = Lease::new(terms, at(100.0));
                 assert!(lease.beat_at() + MARGIN <= lease.terminate_at());
                 assert!(lease.terminate_at() <= lease.kill_at());
             }

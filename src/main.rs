@@ -69,6 +69,7 @@ mod held;
 mod lease;
 mod lock;
 mod log;
+mod moment;
 mod pq;
 mod secrets;
 mod server;
@@ -78,13 +79,13 @@ mod sys;
 mod text;
 
 use std::ffi::OsString;
-use std::time::Duration;
 
 use acquire::AcquireError;
 use cli::config::{self, Config, Request};
 use exit::Exit;
 use lock::Name;
 use log::{Log, Verbosity};
+use moment::Moment;
 use sys::Signals;
 
 c_main!(run);
@@ -122,7 +123,7 @@ fn run(arguments: Vec<OsString>) -> u8 {
 }
 
 /// Takes the lock and runs the command under it.
-fn hold_and_run(config: &Config, start: Duration) -> Exit {
+fn hold_and_run(config: &Config, start: Moment) -> Exit {
     let log = Log::new(config.verbosity);
     name_passed_over(config, log);
     let environment = sys::environment();
@@ -151,7 +152,7 @@ fn hold_and_run(config: &Config, start: Duration) -> Exit {
 }
 
 /// Lists who holds and who waits.
-fn show_status(config: &Config, start: Duration) -> Exit {
+fn show_status(config: &Config, start: Moment) -> Exit {
     let log = Log::new(config.verbosity);
     name_passed_over(config, log);
     let shown = catch_signals().and_then(|signals| {

@@ -207,7 +207,7 @@ impl Supervisor<'_> {
             self.timer.wait(),
             wire.unwrap_or(sys::Wait::none()),
         ];
-        let left = deadline.map(|deadline| deadline.saturating_sub(now));
+        let left = deadline.map(|deadline| deadline.since(now));
         if let Err(error) = sys::poll(&mut waits, left) {
             self.log.error(format_args!("poll: {error}"));
             sys::pause(PAUSE);
@@ -489,7 +489,7 @@ impl Supervisor<'_> {
         let mut is_lost = self.state.lock_is_lost();
         if self.ward.has_fired() && !is_lost {
             is_lost = true;
-            let silence = sys::now().saturating_sub(self.state.heard()).as_secs_f64();
+            let silence = sys::now().since(self.state.heard()).as_secs_f64();
             self.log.error(format_args!(
                 "pglock itself was stopped for too long, {silence:.1} s without a sign of the server: the guardian \
                  has killed the command"

@@ -1,10 +1,9 @@
 //! The way to one host: its addresses, and a session at the first of them where there is a server.
 
-use std::time::Duration;
-
 use super::state::Dial;
 use crate::exit::Exit;
 use crate::log;
+use crate::moment::Moment;
 use crate::pq::{Conninfo, Error};
 use crate::server::resolve::{self, resolve};
 use crate::server::session::{Event, Session};
@@ -49,8 +48,8 @@ pub fn connect(
 /// but to a first one that swallows all packets it would give the time of all.
 fn first_to_answer(
     addresses: &[Conninfo],
-    deadline: Option<Duration>,
-    mut start: impl FnMut(&Conninfo, Option<Duration>) -> Result<Session, Interrupt>,
+    deadline: Option<Moment>,
+    mut start: impl FnMut(&Conninfo, Option<Moment>) -> Result<Session, Interrupt>,
 ) -> Result<Session, Interrupt> {
     let mut messages: Vec<String> = Vec::new();
     for (place, address) in addresses.iter().enumerate() {
@@ -76,7 +75,7 @@ fn first_to_answer(
 }
 
 /// When the first of so many has had its part of the time until a deadline.
-fn share(deadline: Option<Duration>, among: u32) -> Option<Duration> {
+fn share(deadline: Option<Moment>, among: u32) -> Option<Moment> {
     left(deadline).map(|left| sys::now() + left / among)
 }
 

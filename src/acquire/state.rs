@@ -13,8 +13,8 @@ use std::mem;
 use std::time::Duration;
 
 use crate::cli::config::Wait;
-use crate::lease::Moment;
 use crate::lock::{RestartCheck, TURN};
+use crate::moment::Moment;
 use crate::server::retry::Again;
 use crate::server::session_settings::LockScope;
 use crate::sys::Signal;
@@ -1125,7 +1125,7 @@ impl State {
     fn dial(&self, until: Option<Moment>, among: u32, now: Moment) -> Dial {
         let patience = self.plan.patience.map(|patience| now + patience);
         let deadline = patience.into_iter().chain(until).min();
-        let time = deadline.map(|deadline| deadline.saturating_sub(now));
+        let time = deadline.map(|deadline| deadline.since(now));
         Dial {
             host: self.plan.hosts.saturating_sub(self.hosts_left),
             until: time.map(|time| now + time / among.max(1)),
@@ -1285,7 +1285,7 @@ impl State {
             Wait::Seconds(_) => self.is_over(now),
             Wait::Forever => false,
         };
-        let left = self.until.map(|until| until.saturating_sub(now));
+        let left = self.until.map(|until| until.since(now));
         (!is_over).then_some(left.unwrap_or(Duration::MAX))
     }
 
@@ -1419,7 +1419,7 @@ impl State {
         };
         let has_others = !self.held && self.hosts_left > 1;
         let share = self.until.filter(|_| has_others).map(|until| {
-            let left = until.saturating_sub(now);
+            let left = until.since(now);
             now + turn + (left / self.hosts_left).max(UNDER_WAY)
         });
         [patience, wait, share].into_iter().flatten().min()
@@ -1434,7 +1434,7 @@ impl State {
         let reason = self.reason.clone().filter(|_| is_over);
         reason.unwrap_or_else(|| {
             let by = self.answer_by.unwrap_or(self.asked);
-            let time = tenths(by.saturating_sub(self.asked));
+            let time = tenths(by.since(self.asked));
             format!("no answer from the server within {time} s")
         })
     }

@@ -15,6 +15,7 @@ use crate::cli::flags::{Flag, Id};
 use crate::cli::values;
 use crate::exit::Exit;
 use crate::log;
+use crate::moment::Moment;
 use crate::pq::{self, Conninfo};
 use crate::secrets;
 use crate::server::session_name;
@@ -62,8 +63,8 @@ impl Target {
         server: &Server,
         command: &[OsString],
         signals: &Signals,
-        start: Duration,
-        wait_end: Option<Duration>,
+        start: Moment,
+        wait_end: Option<Moment>,
     ) -> Result<Self, pq::Error> {
         let mut given = Vec::new();
         match &server.database {
@@ -337,7 +338,7 @@ fn patience(given: &[Setting]) -> Option<Duration> {
 fn ask<T>(
     given: &[Setting],
     signals: &Signals,
-    deadline: Option<Duration>,
+    deadline: Option<Moment>,
     call: impl FnOnce() -> T,
 ) -> T {
     let whom = if has_service(given) {
@@ -361,7 +362,7 @@ fn ask<T>(
 fn sources(
     given: &[Setting],
     signals: &Signals,
-    deadline: Option<Duration>,
+    deadline: Option<Moment>,
 ) -> Vec<(String, String)> {
     let has_user = get(given, "user").is_some() || has_variable("PGUSER");
     if has_service(given) || !has_user {

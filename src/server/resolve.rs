@@ -5,8 +5,8 @@ use std::borrow::Cow;
 use std::ffi::CStr;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::slice;
-use std::time::Duration;
 
+use crate::moment::Moment;
 use crate::pq::{Conninfo, Error};
 use crate::server::wait::{Interrupt, wait_or_signal};
 use crate::sys::{self, Signals};
@@ -22,7 +22,7 @@ const FAILURE: &str = "!";
 pub fn resolve<'a>(
     settings: &'a Conninfo,
     signals: &Signals,
-    deadline: Option<Duration>,
+    deadline: Option<Moment>,
 ) -> Result<Cow<'a, [Conninfo]>, Interrupt> {
     let Some(host) = name(settings) else {
         return Ok(Cow::Borrowed(slice::from_ref(settings)));

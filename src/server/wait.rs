@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::exit::Exit;
 use crate::log;
+use crate::moment::Moment;
 use crate::pq::{Error, Interest, Outcome};
 use crate::server::session::{Event, Session};
 use crate::sys::{self, Signal, Signals};
@@ -32,7 +33,7 @@ pub enum Interrupt {
 pub fn drive(
     session: &mut Session,
     signals: &Signals,
-    deadline: Option<Duration>,
+    deadline: Option<Moment>,
 ) -> Result<Event, Interrupt> {
     loop {
         ready(session, signals, deadline)?;
@@ -47,7 +48,7 @@ pub fn drive(
 fn step(
     session: &mut Session,
     signals: &Signals,
-    deadline: Option<Duration>,
+    deadline: Option<Moment>,
 ) -> Result<Option<Event>, Error> {
     if !session.allows_table() {
         return session.step();
@@ -66,7 +67,7 @@ fn step(
 ///
 /// # Errors
 /// It has passed.
-pub fn keep(deadline: Option<Duration>) -> Result<(), Interrupt> {
+pub fn keep(deadline: Option<Moment>) -> Result<(), Interrupt> {
     match left(deadline) {
         Some(Duration::ZERO) => Err(Interrupt::Late),
         _ => Ok(()),
@@ -80,7 +81,7 @@ pub fn keep(deadline: Option<Duration>) -> Result<(), Interrupt> {
 pub fn ready(
     session: &Session,
     signals: &Signals,
-    deadline: Option<Duration>,
+    deadline: Option<Moment>,
 ) -> Result<(), Interrupt> {
     let Some(wait) = wait_for(session) else {
         return Ok(());
@@ -92,7 +93,7 @@ pub fn ready(
 ///
 /// # Errors
 /// A signal came before it was over.
-pub fn pause(signals: &Signals, until: Duration) -> Result<(), Interrupt> {
+pub fn pause(signals: &Signals, until: Moment) -> Result<(), Interrupt> {
     match wait_or_signal(sys::Wait::none(), signals, Some(until)) {
         Ok(()) | Err(Interrupt::Late) => Ok(()),
         Err(interrupt) => Err(interrupt),
@@ -106,7 +107,7 @@ pub fn pause(signals: &Signals, until: Duration) -> Result<(), Interrupt> {
 pub fn wait_or_signal(
     wait: sys::Wait,
     signals: &Signals,
-    deadline: Option<Duration>,
+    deadline: Option<Moment>,
 ) -> Result<(), Interrupt> {
     let mut waits = [sys::Wait::read(signals.descriptor()), wait];
     loop {
@@ -144,8 +145,8 @@ pub fn wait_for(session: &Session) -> Option<sys::Wait> {
 }
 
 /// The time until a deadline; zero when it has passed.
-pub fn left(deadline: Option<Duration>) -> Option<Duration> {
-    deadline.map(|deadline| deadline.saturating_sub(sys::now()))
+pub fn left(deadline: Option<Moment>) -> Option<Duration> {
+    deadline.map(|deadline| deadline.since(sys::now()))
 }
 
 /// Asks something when all is over, and waits a moment for the answer. A signal does not hurry it: the
@@ -156,7 +157,7 @@ pub fn last_word(session: &mut Session, sql: &CStr, signals: &Signals) -> Option
 }
 
 /// Asks it, and returns until when to wait for the [answer](last_answer).
-pub fn ask_last(session: &mut Session, sql: &CStr, signals: &Signals) -> Option<Duration> {
+pub fn ask_last(session: &mut Session, sql: &CStr, signals: &Signals) -> Option<Moment> {
     let until = sys::now() + LAST_WORD;
     if session.is_asking() {
         // What was asked before is answered first.
@@ -170,7 +171,7 @@ pub fn ask_last(session: &mut Session, sql: &CStr, signals: &Signals) -> Option<
 pub fn last_answer(
     session: &mut Session,
     signals: &Signals,
-    until: Duration,
+    until: Moment,
 ) -> Option<Vec<Outcome>> {
     loop {
         match drive(session, signals, Some(until)) {

@@ -9,7 +9,7 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use super::state::{Barrier, Loss};
-use crate::lease::Moment;
+use crate::moment::Moment;
 use crate::pq::{Conninfo, Error};
 use crate::server::session::{Event, Session};
 use crate::server::wait::{keep, left, wait_for};

@@ -19,7 +19,8 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::lease::{Lease, Moment, Terms};
+use crate::lease::{Lease, Terms};
+use crate::moment::Moment;
 use crate::sys::{Change, Signal};
 
 /// How long to wait between two attempts to reach the server again.
@@ -585,7 +586,7 @@ impl State {
             Stage::Frozen | Stage::Killed(_) | Stage::Suspended => None,
             // At once.
             Stage::Suspending(_) | Stage::Resuming(_) => {
-                self.ended.is_none().then_some(Moment::ZERO)
+                self.ended.is_none().then_some(Moment::FIRST)
             }
         }
     }
@@ -775,7 +776,7 @@ impl State {
             Loss::One | Loss::All if self.policy.pooled => {
                 // In time for the answer, too.
                 let until = self.lease().map_or(now, |lease| lease.terminate_at());
-                now + POOLED_RETRY.min(until.saturating_sub(now) / 2)
+                now + POOLED_RETRY.min(until.since(now) / 2)
             }
             Loss::Cut | Loss::One | Loss::All => now,
         }
@@ -906,7 +907,7 @@ impl State {
         let restarted = self.lease()?.was_restarted(age, sent, now)?;
         let served_before = self
             .served_at
-            .is_some_and(|served_at| age < sent.saturating_sub(served_at));
+            .is_some_and(|served_at| age < sent.since(served_at));
         Some(restarted && !served_before)
     }
 
@@ -988,7 +989,7 @@ impl State {
     /// Somebody holds the lock; if it is the backend of the session that is gone, which has not noticed yet, its age is
     /// known. A backend that was there at the last sign, under the number that it had then, is that one.
     fn holder_known(&mut self, age: Option<Duration>, now: Moment) {
-        let is_own = age.is_some_and(|age| age > now.saturating_sub(self.heard));
+        let is_own = age.is_some_and(|age| age > now.since(self.heard));
         match self.stage {
             Stage::Running
             | Stage::Frozen
@@ -1184,7 +1185,7 @@ impl State {
     }
 
     fn silence_time(&self, now: Moment) -> Duration {
-        now.saturating_sub(self.heard)
+        now.since(self.heard)
     }
 
     fn silence(&self, now: Moment) -> Why {

@@ -5,8 +5,10 @@ use std::mem::MaybeUninit;
 use std::ptr;
 use std::time::Duration;
 
+use crate::moment::Moment;
+
 /// Time since the machine started, time that it was suspended included where the system can tell.
-pub fn now() -> Duration {
+pub fn now() -> Moment {
     #[cfg(any(target_os = "linux", target_os = "android"))]
     const CLOCK: libc::clockid_t = libc::CLOCK_BOOTTIME;
     #[cfg(not(any(target_os = "linux", target_os = "android")))]
@@ -20,12 +22,12 @@ pub fn now() -> Duration {
         }
         time.assume_init()
     };
-    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+    Moment::after_first(Duration::new(time.tv_sec as u64, time.tv_nsec as u32))
 }
 
 /// A number from 0 to 1 that differs from process to process and from time to time; no secret.
 pub fn random() -> f64 {
-    let seed = u64::from(now().subsec_nanos()) << 32 | u64::from(std::process::id());
+    let seed = u64::from(now().since_first().subsec_nanos()) << 32 | u64::from(std::process::id());
     // The finishing steps of splitmix64, by Sebastiano Vigna.
     let mixed = (seed ^ (seed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -62,7 +64,7 @@ pub fn local_time(time: i64) -> String {
 pub fn pause(time: Duration) {
     let until = now() + time;
     loop {
-        let left = until.saturating_sub(now());
+        let left = until.since(now());
         if left.is_zero() || poll(&mut [], Some(left)).is_err() {
             return;
         }

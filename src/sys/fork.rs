@@ -251,7 +251,7 @@ pub fn run_in_child(limit: Duration, call: impl FnOnce()) {
     };
     let deadline = now() + limit;
     loop {
-        let left = deadline.saturating_sub(now());
+        let left = deadline.since(now());
         let mut waits = [inquiry.wait()];
         if left.is_zero() || poll(&mut waits, Some(left)).is_err() || waits[0].ready {
             break;
@@ -357,7 +357,7 @@ impl Report {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 result => break result?,
             }
-            let left = deadline.saturating_sub(now());
+            let left = deadline.since(now());
             if left.is_zero() {
                 return Err(io::ErrorKind::TimedOut.into());
             }

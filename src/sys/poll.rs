@@ -1,6 +1,7 @@
 //! Waiting for descriptors, and for moments.
 
 use super::{check, now};
+use crate::moment::Moment;
 use std::ffi::c_int;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
@@ -105,11 +106,11 @@ pub(super) fn poll_once(waits: &mut [Wait], timeout: Option<Duration>) -> io::Re
 ///
 /// # Errors
 /// The kernel is out of memory.
-pub fn wait_until(descriptor: RawFd, deadline: Option<Duration>) -> io::Result<bool> {
+pub fn wait_until(descriptor: RawFd, deadline: Option<Moment>) -> io::Result<bool> {
     let timer = Timer::new();
     timer.set(deadline);
     let mut waits = [Wait::read(descriptor), timer.wait()];
-    let left = deadline.map(|deadline| deadline.saturating_sub(now()));
+    let left = deadline.map(|deadline| deadline.since(now()));
     poll(&mut waits, left)?;
     Ok(waits[0].ready)
 }
@@ -140,11 +141,11 @@ impl Timer {
     }
 
     /// Sets the moment, or none.
-    pub fn set(&self, _moment: Option<Duration>) {
+    pub fn set(&self, _moment: Option<Moment>) {
         #[cfg(target_os = "linux")]
         if let Some(descriptor) = &self.descriptor {
             // All zeros would disarm it.
-            let moment = _moment.map(|moment| moment.max(Duration::from_nanos(1)));
+            let moment = _moment.map(|moment| moment.since_first().max(Duration::from_nanos(1)));
             let moment = moment.unwrap_or_default();
             let zero = libc::timespec {
                 tv_sec: 0,

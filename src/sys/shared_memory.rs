@@ -1,6 +1,7 @@
 //! Memory: what pglock shares with its guardian, and how much it has.
 
 use super::Pid;
+use crate::moment::Moment;
 use std::io;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
@@ -54,15 +55,15 @@ impl Ward {
     }
 
     /// When the group has to be dead, on the clock of [`now`].
-    pub fn deadline(&self) -> Option<Duration> {
+    pub fn deadline(&self) -> Option<Moment> {
         let deadline = self.0.deadline.load(Ordering::SeqCst);
-        (deadline != u64::MAX).then(|| Duration::from_nanos(deadline))
+        (deadline != u64::MAX).then(|| Moment::after_first(Duration::from_nanos(deadline)))
     }
 
     /// Moves that deadline.
-    pub fn set_deadline(&self, deadline: Option<Duration>) {
+    pub fn set_deadline(&self, deadline: Option<Moment>) {
         let deadline = deadline.map_or(u64::MAX, |deadline| {
-            u64::try_from(deadline.as_nanos()).unwrap_or(u64::MAX)
+            u64::try_from(deadline.since_first().as_nanos()).unwrap_or(u64::MAX)
         });
         self.0.deadline.store(deadline, Ordering::SeqCst);
     }

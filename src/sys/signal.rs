@@ -150,7 +150,7 @@ extern "C" fn handle(signal: c_int) {
     }
     let is_forgotten = signal == libc::SIGALRM && ALARM_IS_IGNORED.load(Ordering::Relaxed);
     if BLOCKING.load(Ordering::Acquire) {
-        let late = now().as_nanos() as u64 >= BLOCKING_UNTIL.load(Ordering::Relaxed);
+        let late = now().since_first().as_nanos() as u64 >= BLOCKING_UNTIL.load(Ordering::Relaxed);
         if signal == libc::SIGALRM && late {
             // SAFETY: while `BLOCKING` is set these two describe a string that is alive, see
             // `Signals::while_blocking`; `write` and `_exit` are safe in a handler.
@@ -193,6 +193,7 @@ extern "C" fn handle(signal: c_int) {
 #[cfg(target_os = "linux")]
 use libc::__errno_location as errno;
 
+use crate::moment::Moment;
 #[cfg(target_os = "macos")]
 use libc::__error as errno;
 
@@ -303,7 +304,7 @@ impl Signals {
     /// for when nothing is held that would have to be released.
     pub fn while_blocking<T>(
         &self,
-        deadline: Option<Duration>,
+        deadline: Option<Moment>,
         line: &str,
         status: u8,
         call: impl FnOnce() -> T,
@@ -311,13 +312,15 @@ impl Signals {
         BLOCKING_LINE.store(line.as_ptr().cast_mut(), Ordering::Relaxed);
         BLOCKING_LINE_LENGTH.store(line.len(), Ordering::Relaxed);
         BLOCKING_STATUS.store(status.into(), Ordering::Relaxed);
-        let until = deadline.map_or(u64::MAX, |deadline| deadline.as_nanos() as u64);
+        let until = deadline.map_or(u64::MAX, |deadline| {
+            deadline.since_first().as_nanos() as u64
+        });
         BLOCKING_UNTIL.store(until, Ordering::Relaxed);
         BLOCKING.store(true, Ordering::Release);
         let start = now();
         // A millisecond late, so that the clock is past the deadline when the signal comes.
         let before = deadline.and_then(|deadline| {
-            let time = deadline.saturating_sub(start) + Duration::from_millis(1);
+            let time = deadline.since(start) + Duration::from_millis(1);
             let before = set_alarm(Some(time));
             // The caller may have set an alarm too, for the command: one that comes first stays first.
             if before.is_some_and(|before| before < time) {
@@ -331,7 +334,7 @@ impl Signals {
         }
         let result = call();
         if deadline.is_some() {
-            let spent = now().saturating_sub(start);
+            let spent = now().since(start);
             set_alarm(before.map(|before| before.saturating_sub(spent)));
         }
         BLOCKING.store(false, Ordering::SeqCst);

@@ -7,7 +7,11 @@ use super::*;
 const START: f64 = 100.0;
 const NOW: f64 = 103.0;
 
-fn at(seconds: f64) -> Duration {
+fn at(seconds: f64) -> Moment {
+    Moment::after_first(time(seconds))
+}
+
+fn time(seconds: f64) -> Duration {
     Duration::from_secs_f64(seconds)
 }
 
@@ -18,8 +22,8 @@ fn plan() -> Plan {
         server: "me@here:5432/db".to_owned(),
         hosts: 1,
         wait: Wait::Seconds(30),
-        patience: Some(at(10.0)),
-        ttl: Some(at(15.0)),
+        patience: Some(time(10.0)),
+        ttl: Some(time(15.0)),
         fence: false,
         verbose: true,
     }
@@ -49,7 +53,7 @@ fn verdict(verdict: Verdict) -> Event {
 }
 
 fn age(left: f64, is_held: bool) -> Event {
-    let left = at(left);
+    let left = time(left);
     Event::Answered(Answer::Age(Some(Age { left, is_held })))
 }
 
@@ -114,10 +118,10 @@ fn phases() -> Vec<(&'static str, State)> {
     };
     vec![
         ("ready", state(Phase::Ready)),
-        ("connecting", state(Phase::Connecting(at(10.0)))),
+        ("connecting", state(Phase::Connecting(time(10.0)))),
         (
             "connecting beside",
-            beside(Phase::ConnectingBeside(at(10.0))),
+            beside(Phase::ConnectingBeside(time(10.0))),
         ),
         ("trying", state(Phase::Asking(TRY))),
         ("trying, pooled", pooled(Phase::Asking(TRY))),
@@ -209,8 +213,8 @@ fn events() -> Vec<(&'static str, Event)> {
 
 const UNEXPECTED: &str = "what happened was not what pglock was waiting for";
 
-fn after(until: Duration, now: f64) -> String {
-    format!("{:.2} s", (until.saturating_sub(at(now))).as_secs_f64())
+fn after(until: Moment, now: f64) -> String {
+    format!("{:.2} s", until.since(at(now)).as_secs_f64())
 }
 
 fn shown(order: &Order, now: f64) -> String {
@@ -482,7 +486,7 @@ fn one_that_is_full_is_tried_again_though_there_is_no_wait() {
             panic!("{order:?}")
         };
         assert_eq!(
-            run.at(until.as_secs_f64(), Event::Passed),
+            run.at(until.since_first().as_secs_f64(), Event::Passed),
             "connect to host 0"
         );
     }
@@ -535,7 +539,7 @@ fn a_question_has_time_until_the_wait_is_over_and_a_moment_more() {
         let Order::Ask { answer_by, .. } = run.on(connected()) else {
             panic!("nothing is asked");
         };
-        answer_by.map(|by| by.as_secs_f64())
+        answer_by.map(|by| by.since_first().as_secs_f64())
     };
     assert_eq!(answer_by(plan()), Some(110.0));
     let wait = Wait::Seconds(3);
@@ -972,7 +976,7 @@ fn who_cannot_be_told_apart_is_not_listed() {
 #[test]
 fn how_a_lock_is_held_is_said_in_full() {
     let held = |shared, backend, ttl: Option<f64>, has_lease| {
-        let ttl = ttl.map(at);
+        let ttl = ttl.map(time);
         Line::Held {
             shared,
             backend,

@@ -8,14 +8,18 @@ const POLICY: (f64, f64) = (15.0, 5.0);
 const HEARD: f64 = 100.0;
 const NOW: f64 = 103.0;
 
-fn at(seconds: f64) -> Duration {
+fn at(seconds: f64) -> Moment {
+    Moment::after_first(time(seconds))
+}
+
+fn time(seconds: f64) -> Duration {
     Duration::from_secs_f64(seconds)
 }
 
 fn policy(ttl: f64, grace: f64) -> Policy {
     Policy {
-        terms: (ttl > 0.0).then(|| Terms::new(at(ttl), at(grace)).unwrap()),
-        grace: at(grace),
+        terms: (ttl > 0.0).then(|| Terms::new(time(ttl), time(grace)).unwrap()),
+        grace: time(grace),
         kill_on_loss: true,
         pooled: false,
         rename: false,
@@ -117,17 +121,17 @@ fn events() -> Vec<(&'static str, Link, Event)> {
         (
             "retaken after a restart",
             asked(Question::Retake),
-            retake(Retake::Held(at(1.0))),
+            retake(Retake::Held(time(1.0))),
         ),
         (
             "retaken without a restart",
             asked(Question::Retake),
-            retake(Retake::Held(at(1e6))),
+            retake(Retake::Held(time(1e6))),
         ),
         (
             "retaken, long under way",
             asked(Question::Retake),
-            retake(Retake::Held(at(2.95))),
+            retake(Retake::Held(time(2.95))),
         ),
         (
             "not retaken: held",
@@ -142,22 +146,22 @@ fn events() -> Vec<(&'static str, Link, Event)> {
         (
             "restarted after all",
             asked(Question::Age),
-            Event::Answered(Answer::Age(at(1.0))),
+            Event::Answered(Answer::Age(time(1.0))),
         ),
         (
             "not restarted",
             asked(Question::Age),
-            Event::Answered(Answer::Age(at(1e6))),
+            Event::Answered(Answer::Age(time(1e6))),
         ),
         (
             "held by own old backend",
             asked(Question::Holder),
-            Event::Answered(Answer::Holder(Some(at(60.0)))),
+            Event::Answered(Answer::Holder(Some(time(60.0)))),
         ),
         (
             "held by a newer backend",
             asked(Question::Holder),
-            Event::Answered(Answer::Holder(Some(at(1.0)))),
+            Event::Answered(Answer::Holder(Some(time(1.0)))),
         ),
         (
             "held by somebody else",
@@ -167,7 +171,7 @@ fn events() -> Vec<(&'static str, Link, Event)> {
         (
             "evicted and retaken",
             asked(Question::Evict),
-            retake(Retake::Held(at(1e6))),
+            retake(Retake::Held(time(1e6))),
         ),
         (
             "still held",
@@ -212,7 +216,7 @@ fn shown(effect: &Effect) -> String {
         Effect::Ask(question) => format!("ask {question:?}").to_lowercase(),
         Effect::Connect(_) => "connect".to_owned(),
         Effect::Disconnect => "disconnect".to_owned(),
-        Effect::Guard(Some(until)) => format!("guard until {}", until.as_secs_f64()),
+        Effect::Guard(Some(until)) => format!("guard until {}", until.since_first().as_secs_f64()),
         Effect::Guard(None) => "guard for ever".to_owned(),
         Effect::WakeGuardian => "wake guardian".to_owned(),
         Effect::Suspend => "stop pglock".to_owned(),
@@ -230,11 +234,11 @@ fn name(stage: Stage) -> String {
     match stage {
         Stage::Running => "running".to_owned(),
         Stage::Frozen => "frozen".to_owned(),
-        Stage::Terminating(at) => format!("terminating until {}", at.as_secs_f64()),
+        Stage::Terminating(at) => format!("terminating until {}", at.since_first().as_secs_f64()),
         Stage::Killed(_) => "killed".to_owned(),
         Stage::Suspending(_) => "suspending".to_owned(),
         Stage::Suspended => "suspended".to_owned(),
-        Stage::Resuming(at) => format!("resuming until {}", at.as_secs_f64()),
+        Stage::Resuming(at) => format!("resuming until {}", at.since_first().as_secs_f64()),
     }
 }
 
@@ -326,7 +330,7 @@ fn a_restart_after_the_server_has_served_again_is_no_excuse() {
     assert_eq!(state.stage, Stage::Frozen);
     state.on(Event::Tick, at(103.4));
     state.on(Event::Connected, at(103.5));
-    state.on(retake(Retake::Held(at(0.2))), at(103.6));
+    state.on(retake(Retake::Held(time(0.2))), at(103.6));
     assert!(matches!(state.stage, Stage::Terminating(_)));
 }
 
@@ -334,7 +338,7 @@ fn a_restart_after_the_server_has_served_again_is_no_excuse() {
 fn a_session_that_ends_in_the_grace_ends_the_command() {
     let mut state = lost_so(policy(60.0, 30.0), Loss::One, 103.0);
     state.on(Event::Connected, at(103.0));
-    state.on(retake(Retake::Held(at(1e6))), at(103.1));
+    state.on(retake(Retake::Held(time(1e6))), at(103.1));
     assert_eq!(state.stage, Stage::Terminating(at(133.1)));
     let effects = state.on(lost(Loss::One), at(105.0));
     assert!(effects.contains(&Effect::Kill));
@@ -456,7 +460,7 @@ fn on_loss_continue_stops_nothing() {
         let mut state = state(continues);
         let mut effects = state.on(event, at(103.0));
         effects.extend(state.on(Event::Connected, at(103.1)));
-        effects.extend(state.on(retake(Retake::Held(at(1e6))), at(103.2)));
+        effects.extend(state.on(retake(Retake::Held(time(1e6))), at(103.2)));
         effects.extend(state.on(Event::Tick, at(112.2)));
         assert!(
             !effects.iter().any(|effect| matches!(
@@ -483,15 +487,15 @@ fn a_lock_that_is_retaken_late_is_kept_until_the_command_has_ended() {
         let mut state = asking();
         state.on(Event::Tick, at(109.0));
         state.on(Event::Tick, at(deadline));
-        let effects = state.on(retake(Retake::Held(at(20.0))), at(deadline + 0.1));
+        let effects = state.on(retake(Retake::Held(time(20.0))), at(deadline + 0.1));
         assert!(!effects.contains(&Effect::Disconnect), "{effects:?}");
         // It was not known whether the server restarted before the question or after.
         let mut state = asking();
-        let effects = state.on(retake(Retake::Held(at(5.0))), at(108.0));
+        let effects = state.on(retake(Retake::Held(time(5.0))), at(108.0));
         assert_eq!(effects, [Effect::Ask(Question::Age)]);
         state.on(Event::Tick, at(109.0));
         state.on(Event::Tick, at(deadline));
-        let age = Event::Answered(Answer::Age(at(6.0)));
+        let age = Event::Answered(Answer::Age(time(6.0)));
         let effects = state.on(age, at(deadline + 0.1));
         assert!(!effects.contains(&Effect::Disconnect), "{effects:?}");
     }
@@ -508,7 +512,7 @@ fn a_command_that_has_its_grace_is_killed_when_somebody_else_has_the_lock() {
     let effects = state.on(retake(Retake::Busy), at(108.0));
     assert_eq!(effects, [Effect::Ask(Question::Holder)]);
     state.on(Event::Tick, at(109.0));
-    let other = Event::Answered(Answer::Holder(Some(at(1.0))));
+    let other = Event::Answered(Answer::Holder(Some(time(1.0))));
     let effects = state.on(other, at(110.0));
     assert!(effects.contains(&Effect::Kill), "{effects:?}");
 }
