@@ -225,7 +225,7 @@ impl<'a> Attempt<'a> {
             lock,
             sent: taken.sent,
             token: taken.token,
-            ward: self.exchange.ward,
+            shared: self.exchange.shared,
             guardian: guardian.ok_or_else(|| failed("no guardian"))?,
             waited: taken.waited,
         })

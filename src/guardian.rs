@@ -13,7 +13,7 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
-use crate::sys::{self, Pid, Report, Signal, Ward};
+use crate::sys::{self, Pid, Report, SharedState, Signal};
 
 /// How long to wait for a killed group to be gone, where no lease says how long the server keeps the
 /// lock: it may hang in the kernel, or nobody may wait for its processes.
@@ -23,7 +23,7 @@ const LOOK: Duration = Duration::from_millis(1);
 /// How often to look for a group that is not there yet although its deadline has passed.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
-/// How long a guardian may take to get to its post before a command is started. The machine may be busy.
+/// How long a guardian may take to be there before a command is started. The machine may be busy.
 pub const LONG_WAY: Duration = Duration::from_secs(5);
 /// How long pglock waits for that while a command runs.
 const SHORT_WAY: Duration = Duration::from_millis(200);
@@ -36,7 +36,7 @@ const WAKE: u8 = b'w';
 /// Tells it to end.
 const DISMISS: u8 = b'd';
 
-/// A guardian on its post. When pglock ends, the group named in its ward is killed; when only this value
+/// A guardian. When pglock ends, the group named in their shared state is killed; when only this value
 /// is dropped, the guardian just ends.
 pub struct Guardian {
     pid: Pid,
@@ -46,12 +46,12 @@ pub struct Guardian {
 }
 
 impl Guardian {
-    /// Posts a guardian over this ward and this connection, while a command runs.
+    /// Starts a guardian over this state and this connection while a command runs, and waits a little until it is there.
     ///
     /// # Errors
-    /// The system has no process or descriptor left, or does not let it get to its post.
-    pub fn post(ward: &Ward, socket: Option<RawFd>) -> io::Result<Self> {
-        let mut guardian = Self::send(ward, socket)?;
+    /// The system has no process or descriptor left, or does not let it get there.
+    pub fn spawn_settled(shared: &SharedState, socket: Option<RawFd>) -> io::Result<Self> {
+        let mut guardian = Self::spawn(shared, socket)?;
         match guardian.settle(SHORT_WAY) {
             // pglock has deadlines to keep. One that fails yet ends, and is replaced.
             Err(error) if error.kind() == io::ErrorKind::TimedOut => Ok(guardian),
@@ -59,16 +59,16 @@ impl Guardian {
         }
     }
 
-    /// Sends a guardian to its post; [`settle`](Self::settle) has to follow before a command is started.
+    /// Starts a guardian over this state and this connection; [`settle`](Self::settle) has to follow before a command is started.
     ///
     /// # Errors
     /// The system has no process or descriptor left.
-    pub fn send(ward: &Ward, socket: Option<RawFd>) -> io::Result<Self> {
+    pub fn spawn(shared: &SharedState, socket: Option<RawFd>) -> io::Result<Self> {
         let (end, life) = sys::pipe()?;
         // Without a socket it holds one more end of the pipe, which serves as well.
         let socket = socket.unwrap_or(end.as_raw_fd());
         let pglock = sys::own_pid();
-        let (pid, report) = sys::fork_apart([end.as_raw_fd(), socket], || stand(ward, pglock))?;
+        let (pid, report) = sys::fork_detached([end.as_raw_fd(), socket], || run(shared, pglock))?;
         Ok(Self {
             pid,
             life,
@@ -76,7 +76,7 @@ impl Guardian {
         })
     }
 
-    /// Waits until it is on its post, which it mostly is by now, but not longer than this.
+    /// Waits until it is there, which it mostly is by now, but not longer than this.
     ///
     /// # Errors
     /// It was killed before, or the system does not let it get there, or it takes longer.
@@ -94,21 +94,21 @@ impl Guardian {
     }
 
     /// Whether it is there.
-    pub fn is_on_post(&self) -> bool {
+    pub fn is_running(&self) -> bool {
         sys::is_running(self.pid)
     }
 
-    /// Has it look at its ward's deadline now; to be called when there was none before.
+    /// Has it look at the shared deadline now; to be called when there was none before.
     pub fn wake(&self) {
         if self.tell(WAKE).is_err() {
             // One that was killed, or that cannot be told, is replaced.
-            self.retire();
+            self.dismiss();
         }
     }
 
     /// Ends it, without waiting until it has ended.
-    pub fn retire(&self) {
-        if self.is_on_post() {
+    pub fn dismiss(&self) {
+        if self.is_running() {
             // Where that fails, it is tried again when this value is dropped.
             let _ = sys::kill(self.pid);
         }
@@ -122,7 +122,7 @@ impl Guardian {
 impl Drop for Guardian {
     /// Waited for, it leaves nothing behind, also where pglock's own parent waits for no orphans.
     fn drop(&mut self) {
-        if self.is_on_post() && sys::end(self.pid).is_err() {
+        if self.is_running() && sys::end(self.pid).is_err() {
             // Else it would take the end of the pipe for the end of pglock.
             let _ = self.tell(DISMISS);
         }
@@ -130,13 +130,13 @@ impl Drop for Guardian {
 }
 
 /// What the guardian does.
-fn stand(ward: &Ward, pglock: Pid) {
+fn run(shared: &SharedState, pglock: Pid) {
     loop {
-        let deadline = ward.deadline().filter(|_| !ward.has_fired());
+        let deadline = shared.deadline().filter(|_| !shared.has_fired());
         let now = sys::now();
         let alarm = match deadline {
             // A command that would be started now sees for itself that it is late.
-            Some(deadline) if deadline <= now && ward.group().is_none() => Some(now + LOOK_AGAIN),
+            Some(deadline) if deadline <= now && shared.group().is_none() => Some(now + LOOK_AGAIN),
             deadline => deadline,
         };
         if sys::wait_until(END, alarm).unwrap_or(true) {
@@ -150,15 +150,15 @@ fn stand(ward: &Ward, pglock: Pid) {
             }
         }
         // Looked at again, for pglock may have moved it meanwhile.
-        if let Some(group) = ward.group()
-            && ward.deadline().is_some_and(|then| then <= sys::now())
+        if let Some(group) = shared.group()
+            && shared.deadline().is_some_and(|then| then <= sys::now())
         {
-            ward.set_fired();
+            shared.set_fired();
             let _ = sys::signal_group(group, Signal::KILL);
         }
     }
-    let until = ward.deadline().unwrap_or(sys::now() + LONGEST_WAIT);
-    while let Some(group) = ward.group() {
+    let until = shared.deadline().unwrap_or(sys::now() + LONGEST_WAIT);
+    while let Some(group) = shared.group() {
         // Again and again: a member may be starting another.
         let _ = sys::signal_group(group, Signal::KILL);
         if !sys::group_is_alive(group) || sys::now() > until {

@@ -5,7 +5,7 @@ use crate::lock::Lock;
 use crate::moment::Moment;
 use crate::pq::Conninfo;
 use crate::server::session::Session;
-use crate::sys::Ward;
+use crate::sys::SharedState;
 
 /// A lock that is held, and what holds it.
 pub struct Held {
@@ -18,7 +18,7 @@ pub struct Held {
     /// The holder's fencing token, if there was to be one.
     pub token: Option<u64>,
     /// What is to be killed with pglock, and by when: its deadline is that of the lease, if it has one.
-    pub ward: Ward,
+    pub shared: SharedState,
     /// Who does it.
     pub guardian: Guardian,
     /// How to connect to the same server again, without a look-up that may block.

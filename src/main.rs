@@ -117,7 +117,7 @@ fn run(arguments: Vec<OsString>) -> u8 {
         }
     };
     match exit {
-        Exit::Signal(signal) => sys::end_by(signal),
+        Exit::Signal(signal) => sys::die_by_signal(signal),
         exit => exit.status(),
     }
 }

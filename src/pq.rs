@@ -122,7 +122,7 @@ impl Outcome {
 pub struct Connection {
     raw: NonNull<PGconn>,
     interest: Interest,
-    /// The last thing that the server said unasked, filled by [`note`]; counted, so that it stays where
+    /// The last thing that the server said unasked, filled by [`on_notice`]; counted, so that it stays where
     /// libpq knows it to be.
     notice: Arc<Mutex<Option<Error>>>,
 }
@@ -147,7 +147,7 @@ impl Connection {
         unsafe {
             let raw = connection.raw.as_ptr();
             let notice = Arc::as_ptr(&connection.notice).cast_mut().cast();
-            pq_sys::PQsetNoticeReceiver(raw, Some(note), notice);
+            pq_sys::PQsetNoticeReceiver(raw, Some(on_notice), notice);
             // Only so does the SQLSTATE of a refused start-up appear, in the text of the message.
             pq_sys::PQsetErrorVerbosity(raw, PGVerbosity::PQERRORS_VERBOSE);
         }
@@ -654,7 +654,7 @@ unsafe fn text(raw: *const c_char) -> Option<String> {
 /// sessions at once, a warning of a state of its own (admin_shutdown, crash_shutdown). Also what libpq itself finds
 /// wrong. Without a receiver of ours libpq
 /// would print all that the server says on standard error, which is the command's.
-unsafe extern "C" fn note(context: *mut c_void, notice: *const PGresult) {
+unsafe extern "C" fn on_notice(context: *mut c_void, notice: *const PGresult) {
     // SAFETY: the context is the place that `Connection::start` named, which outlives the connection.
     let place = unsafe { &*context.cast::<Mutex<Option<Error>>>() };
     if let Some(raw) = NonNull::new(notice.cast_mut()) {

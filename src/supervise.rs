@@ -28,7 +28,7 @@ use crate::server::session::{self, Session};
 use crate::server::session_name;
 use crate::server::session_settings::LockScope;
 use crate::server::wait;
-use crate::sys::{self, Change, Signal, Signals, Terminal, Timer, Ward};
+use crate::sys::{self, Change, SharedState, Signal, Signals, Terminal, Timer};
 
 /// How long to wait before the next turn of the loop when `poll` fails.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -65,7 +65,7 @@ pub fn run(
         held.token,
         signals,
         |own_group| {
-            held.ward.set_group(Some(own_group));
+            held.shared.set_group(Some(own_group));
             if let Some(terminal) = in_foreground {
                 terminal.give_to(own_group);
             }
@@ -104,7 +104,7 @@ pub fn run(
         settings: &held.settings,
         lock: held.lock,
         backend_pid: held.session.connection().backend_pid(),
-        ward: held.ward,
+        shared: held.shared,
         guardian: Some(held.guardian),
         is_unguarded_said: false,
         wire: Wire::Up(held.session, None),
@@ -119,7 +119,7 @@ pub fn run(
     if !supervisor
         .guardian
         .as_ref()
-        .is_some_and(Guardian::is_on_post)
+        .is_some_and(Guardian::is_running)
     {
         supervisor.replace_guardian();
     }
@@ -129,7 +129,7 @@ pub fn run(
 /// Gives the lock up without having run the command.
 fn give_up(mut held: Held, signals: &Signals, exit: Exit) -> Exit {
     lock::release(&mut held.session, held.lock, signals, || {
-        held.guardian.retire();
+        held.guardian.dismiss();
     });
     exit
 }
@@ -153,7 +153,7 @@ struct Supervisor<'a> {
     lock: Lock,
     /// The backend of the session that holds the lock, or held it last.
     backend_pid: i32,
-    ward: Ward,
+    shared: SharedState,
     guardian: Option<Guardian>,
     /// Whether it was said that there can be none.
     is_unguarded_said: bool,
@@ -243,7 +243,7 @@ impl Supervisor<'_> {
                     self.wire = Wire::None;
                 }
             }
-            Effect::Guard(deadline) => self.ward.set_deadline(deadline),
+            Effect::Guard(deadline) => self.shared.set_deadline(deadline),
             Effect::WakeGuardian => {
                 if let Some(guardian) = &self.guardian {
                     guardian.wake();
@@ -323,32 +323,32 @@ impl Supervisor<'_> {
 
     // The guardian
 
-    /// Posts a guardian in place of one that was killed.
+    /// Starts a guardian in place of one that was killed.
     fn replace_guardian(&mut self) {
         self.log.error("the guardian was killed; starting another");
         self.guardian = None;
-        if let Err(error) = self.post_guardian() {
+        if let Err(error) = self.spawn_guardian() {
             self.say_unguarded(&error);
         }
     }
 
-    /// Posts a guardian over the connection there is, in place of the one there was. While there is an attempt to connect,
+    /// Starts a guardian over the connection there is, in place of the one there was. While there is an attempt to connect,
     /// and so a thread, nothing is forked: its end is followed by a guardian anyway.
-    fn post_guardian(&mut self) -> io::Result<()> {
+    fn spawn_guardian(&mut self) -> io::Result<()> {
         let socket = match &self.wire {
             Wire::Up(session, _) => session.wants().map(|(descriptor, _)| descriptor),
             Wire::Connecting(_) => return Ok(()),
             Wire::None => None,
         };
-        let posted = Guardian::post(&self.ward, socket).or_else(|error| {
+        let started = Guardian::spawn_settled(&self.shared, socket).or_else(|error| {
             // There may be room for one process only.
             if error.kind() != io::ErrorKind::WouldBlock {
                 self.say_unguarded(&error);
             }
             self.guardian = None;
-            Guardian::post(&self.ward, socket)
+            Guardian::spawn_settled(&self.shared, socket)
         });
-        self.guardian = Some(posted?);
+        self.guardian = Some(started?);
         self.is_unguarded_said = false;
         Ok(())
     }
@@ -428,7 +428,7 @@ impl Supervisor<'_> {
             Ok(session) => {
                 self.wire = Wire::Up(session, None);
                 // The guardian first: from the moment that the lock is taken it must be bound to it.
-                match self.post_guardian() {
+                match self.spawn_guardian() {
                     Ok(()) => Event::Connected,
                     Err(error) => {
                         self.wire = Wire::None;
@@ -456,7 +456,7 @@ impl Supervisor<'_> {
     /// Reads an answer to what was asked.
     fn answered(&mut self, asked: &Asked, outcomes: &[Outcome]) -> Option<Event> {
         if self.guardian.is_none()
-            && let Err(error) = self.post_guardian()
+            && let Err(error) = self.spawn_guardian()
         {
             self.say_unguarded(&error);
         }
@@ -482,12 +482,12 @@ impl Supervisor<'_> {
             // It may have been killed meanwhile, and have left others in its group.
             self.command.send(Signal::CONT);
         }
-        self.ward.set_group(None);
-        self.ward.set_deadline(None);
+        self.shared.set_group(None);
+        self.shared.set_deadline(None);
         let ended = self.state.ended();
         let had_terminal = ended.is_some_and(|change| self.take_terminal_back(change));
         let mut is_lost = self.state.lock_is_lost();
-        if self.ward.has_fired() && !is_lost {
+        if self.shared.has_fired() && !is_lost {
             is_lost = true;
             let silence = sys::now().since(self.state.heard()).as_secs_f64();
             self.log.error(format_args!(
@@ -520,7 +520,7 @@ impl Supervisor<'_> {
         let guardian = &self.guardian;
         let dismiss = || {
             if let Some(guardian) = guardian {
-                guardian.retire();
+                guardian.dismiss();
             }
         };
         if let Wire::Up(session, _) = &mut self.wire

@@ -30,14 +30,14 @@ pub fn connect(
             })
             .map_err(Interrupt::Failed)?;
         loop {
-            wait::ready(&session, signals, until)?;
+            wait::wait_ready(&session, signals, until)?;
             let event = signals
                 .while_blocking(dial.deadline, &last_line, status, || session.step())
                 .map_err(Interrupt::Failed)?;
             if event == Some(Event::Connected) {
                 return Ok(session);
             }
-            wait::keep(until)?;
+            wait::check_deadline(until)?;
         }
     };
     let addresses = resolve(settings, signals, dial.until)?;

@@ -15,9 +15,9 @@ use crate::pq::{Error, Outcome};
 use crate::server::retry;
 use crate::server::session::{self, Session};
 use crate::server::session_settings::{LockScope, SessionSettings};
-use crate::server::wait::{self, Interrupt, drive};
+use crate::server::wait::{self, Interrupt, next_event};
 use crate::status;
-use crate::sys::{Signals, Ward};
+use crate::sys::{SharedState, Signals};
 
 /// A question as it is put to the server, which knows what its answer means.
 enum Asked {
@@ -50,7 +50,7 @@ pub struct Exchange<'a> {
     /// What is wanted; where the server refuses settings that can be done without, without them from then on.
     pub request: LockRequest,
     /// What a guardian looks at.
-    pub ward: Ward,
+    pub shared: SharedState,
     /// Bound to the session, from the first question on that may bring the lock.
     pub guardian: Option<Guardian>,
     /// The session that is to scope the lock.
@@ -81,7 +81,7 @@ impl<'a> Exchange<'a> {
                 settings: SessionSettings::new(config.terms.map(|terms| terms.ttl())),
                 fence: config.fence,
             },
-            ward: Ward::new()?,
+            shared: SharedState::new()?,
             guardian: None,
             session: None,
             beside: None,
@@ -121,7 +121,7 @@ impl<'a> Exchange<'a> {
         if question.is_guarded() {
             let terms = self.config.terms.filter(|_| self.config.kill_on_loss);
             let lease = terms.map(|terms| Lease::new(terms, asked));
-            self.ward.set_deadline(lease.map(|lease| lease.kill_at()));
+            self.shared.set_deadline(lease.map(|lease| lease.kill_at()));
         }
         let signals = self.signals;
         let session = match self.session() {
@@ -145,7 +145,7 @@ impl<'a> Exchange<'a> {
                 Ok(session) => session,
                 Err(error) => return lost(&error),
             };
-            match drive(session, signals, answer_by) {
+            match next_event(session, signals, answer_by) {
                 Ok(session::Event::Answered(outcomes)) => {
                     let event = self.read(&outcomes);
                     self.beside = None;
@@ -162,18 +162,18 @@ impl<'a> Exchange<'a> {
         }
     }
 
-    /// Posts a guardian if there is none. Made while the server is busy, it costs no time.
+    /// Starts a guardian if there is none. Made while the server is busy, it costs no time.
     fn guard(&mut self) -> io::Result<()> {
-        if !self.guardian.as_ref().is_some_and(Guardian::is_on_post) {
+        if !self.guardian.as_ref().is_some_and(Guardian::is_running) {
             let session = self.session.as_ref();
             let wants = session.and_then(Session::wants);
             let socket = wants.map(|(descriptor, _)| descriptor);
-            self.guardian = Some(Guardian::send(&self.ward, socket)?);
+            self.guardian = Some(Guardian::spawn(&self.shared, socket)?);
         }
         Ok(())
     }
 
-    /// Waits until the guardian is on its post, or posts another.
+    /// Waits until the guardian is there, or starts another.
     ///
     /// # Errors
     /// The system does not let one get there.
@@ -189,7 +189,7 @@ impl<'a> Exchange<'a> {
         let session = self.session.as_ref();
         let wants = session.and_then(Session::wants);
         let socket = wants.map(|(descriptor, _)| descriptor);
-        let mut guardian = Guardian::send(&self.ward, socket)?;
+        let mut guardian = Guardian::spawn(&self.shared, socket)?;
         guardian.settle(LONG_WAY)?;
         self.guardian = Some(guardian);
         Ok(())
@@ -208,7 +208,7 @@ impl<'a> Exchange<'a> {
             Ok(session) => session,
             Err(error) => return lost(&error),
         };
-        match drive(session, signals, Some(until)) {
+        match next_event(session, signals, Some(until)) {
             Ok(session::Event::Answered(_) | session::Event::Connected) => Event::Unasked,
             Err(Interrupt::Late) => Event::Passed,
             Err(Interrupt::Signal(signal)) => Event::Signal(signal),
@@ -229,7 +229,7 @@ impl<'a> Exchange<'a> {
     pub fn withdraw(&mut self) -> Event {
         let signals = self.signals;
         let outcomes = match self.session() {
-            Ok(session) => wait::take_back(session, signals),
+            Ok(session) => wait::cancel_and_drain(session, signals),
             Err(_) => None,
         };
         let answered = outcomes.is_some();
@@ -245,7 +245,7 @@ impl<'a> Exchange<'a> {
     pub fn roll_back(&mut self) -> Event {
         let signals = self.signals;
         if let Ok(session) = self.session() {
-            wait::last_word(session, c"rollback", signals);
+            wait::query_at_exit(session, c"rollback", signals);
         }
         Event::Finished
     }

@@ -152,7 +152,7 @@ impl Question {
         }
     }
 
-    /// Whether the lease begins with it, and a guardian is to be on its post: it is asked on the session of the lock.
+    /// Whether the lease begins with it, and a guardian is to be there: it is asked on the session of the lock.
     pub fn is_guarded(self) -> bool {
         match self {
             Self::Try { .. }

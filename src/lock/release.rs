@@ -20,9 +20,9 @@ pub fn release(
     meanwhile: impl FnOnce(),
 ) -> bool {
     let query = lock.release_query();
-    let asked = wait::ask_last(session, query.sql(), signals);
+    let asked = wait::ask_at_exit(session, query.sql(), signals);
     meanwhile();
-    let outcomes = asked.and_then(|until| wait::last_answer(session, signals, until));
+    let outcomes = asked.and_then(|until| wait::answer_at_exit(session, signals, until));
     let Some(Ok(released)) = outcomes.map(|outcomes| query.read(&outcomes)) else {
         return false;
     };

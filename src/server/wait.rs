@@ -13,7 +13,7 @@ use crate::sys::{self, Signal, Signals};
 
 /// How long to wait for a server's answer to a cancel or an unlock before leaving the rest to the close of
 /// the connection.
-const LAST_WORD: Duration = Duration::from_secs(1);
+const EXIT_PATIENCE: Duration = Duration::from_secs(1);
 
 /// What keeps a session from going on.
 #[derive(Debug)]
@@ -30,17 +30,17 @@ pub enum Interrupt {
 ///
 /// # Errors
 /// What came before that.
-pub fn drive(
+pub fn next_event(
     session: &mut Session,
     signals: &Signals,
     deadline: Option<Moment>,
 ) -> Result<Event, Interrupt> {
     loop {
-        ready(session, signals, deadline)?;
+        wait_ready(session, signals, deadline)?;
         if let Some(event) = step(session, signals, deadline).map_err(Interrupt::Failed)? {
             return Ok(event);
         }
-        keep(deadline)?;
+        check_deadline(deadline)?;
     }
 }
 
@@ -67,7 +67,7 @@ fn step(
 ///
 /// # Errors
 /// It has passed.
-pub fn keep(deadline: Option<Moment>) -> Result<(), Interrupt> {
+pub fn check_deadline(deadline: Option<Moment>) -> Result<(), Interrupt> {
     match left(deadline) {
         Some(Duration::ZERO) => Err(Interrupt::Late),
         _ => Ok(()),
@@ -78,7 +78,7 @@ pub fn keep(deadline: Option<Moment>) -> Result<(), Interrupt> {
 ///
 /// # Errors
 /// What came before that.
-pub fn ready(
+pub fn wait_ready(
     session: &Session,
     signals: &Signals,
     deadline: Option<Moment>,
@@ -130,7 +130,7 @@ pub fn wait_or_signal(
         if waits[1].ready {
             return Ok(());
         }
-        keep(deadline)?;
+        check_deadline(deadline)?;
     }
 }
 
@@ -151,30 +151,30 @@ pub fn left(deadline: Option<Moment>) -> Option<Duration> {
 
 /// Asks something when all is over, and waits a moment for the answer. A signal does not hurry it: the
 /// end has begun already.
-pub fn last_word(session: &mut Session, sql: &CStr, signals: &Signals) -> Option<Vec<Outcome>> {
-    let until = ask_last(session, sql, signals)?;
-    last_answer(session, signals, until)
+pub fn query_at_exit(session: &mut Session, sql: &CStr, signals: &Signals) -> Option<Vec<Outcome>> {
+    let until = ask_at_exit(session, sql, signals)?;
+    answer_at_exit(session, signals, until)
 }
 
-/// Asks it, and returns until when to wait for the [answer](last_answer).
-pub fn ask_last(session: &mut Session, sql: &CStr, signals: &Signals) -> Option<Moment> {
-    let until = sys::now() + LAST_WORD;
+/// Asks it, and returns until when to wait for the [answer](answer_at_exit).
+pub fn ask_at_exit(session: &mut Session, sql: &CStr, signals: &Signals) -> Option<Moment> {
+    let until = sys::now() + EXIT_PATIENCE;
     if session.is_asking() {
         // What was asked before is answered first.
-        last_answer(session, signals, until)?;
+        answer_at_exit(session, signals, until)?;
     }
     session.ask(sql).ok()?;
     Some(until)
 }
 
-/// The answer to what was [asked](ask_last) when all is over.
-pub fn last_answer(
+/// The answer to what was [asked](ask_at_exit) when all is over.
+pub fn answer_at_exit(
     session: &mut Session,
     signals: &Signals,
     until: Moment,
 ) -> Option<Vec<Outcome>> {
     loop {
-        match drive(session, signals, Some(until)) {
+        match next_event(session, signals, Some(until)) {
             Ok(Event::Answered(outcomes)) => return Some(outcomes),
             Ok(Event::Connected) | Err(Interrupt::Signal(_)) => {}
             Err(Interrupt::Late | Interrupt::Failed(_)) => return None,
@@ -185,18 +185,18 @@ pub fn last_answer(
 /// Has the server leave off what it was asked.
 pub fn cancel(session: &Session) {
     if let Some(canceller) = session.connection().canceller() {
-        sys::run_in_child(LAST_WORD, || canceller.cancel());
+        sys::run_in_child(EXIT_PATIENCE, || canceller.cancel());
     }
 }
 
 /// Takes a question back, so that no backend works on what nobody wants any more. Returns the answer, if
 /// the server gave one all the same.
-pub fn take_back(session: &mut Session, signals: &Signals) -> Option<Vec<Outcome>> {
-    let until = sys::now() + LAST_WORD;
+pub fn cancel_and_drain(session: &mut Session, signals: &Signals) -> Option<Vec<Outcome>> {
+    let until = sys::now() + EXIT_PATIENCE;
     cancel(session);
     if session.is_asking() {
         // It may have taken all of the time to be told.
-        last_answer(session, signals, until.max(sys::now() + LAST_WORD / 2))
+        answer_at_exit(session, signals, until.max(sys::now() + EXIT_PATIENCE / 2))
     } else {
         None
     }

@@ -12,7 +12,7 @@ use super::state::{Barrier, Loss};
 use crate::moment::Moment;
 use crate::pq::{Conninfo, Error};
 use crate::server::session::{Event, Session};
-use crate::server::wait::{keep, left, wait_for};
+use crate::server::wait::{check_deadline, left, wait_for};
 use crate::sys::{self, Thread, Wait};
 
 /// An attempt to connect.
@@ -71,14 +71,14 @@ fn connect(settings: &Conninfo, until: Moment) -> Result<Session, Failure> {
             // Where it fails the step tells.
             let _ = sys::poll(&mut waits, left(Some(until)));
             if !waits[0].ready {
-                keep(Some(until)).map_err(|_| Failure::Late)?;
+                check_deadline(Some(until)).map_err(|_| Failure::Late)?;
                 continue;
             }
         }
         if session.step().map_err(Failure::Refused)? == Some(Event::Connected) {
             return Ok(session);
         }
-        keep(Some(until)).map_err(|_| Failure::Late)?;
+        check_deadline(Some(until)).map_err(|_| Failure::Late)?;
     }
 }
 

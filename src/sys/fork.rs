@@ -176,7 +176,7 @@ pub(super) unsafe fn execute(words: &[*const c_char], environment: &[*const c_ch
 
 /// A child that makes a call which may block, where a signal's handler could not end it. It is killed when this is
 /// dropped, and on Linux when pglock ends.
-pub struct Inquiry {
+pub struct ForkedCall {
     child: Pid,
     answer: OwnedFd,
 }
@@ -185,7 +185,7 @@ pub struct Inquiry {
 ///
 /// # Errors
 /// The system has no process or descriptor left.
-pub fn inquire(call: impl FnOnce() -> String) -> io::Result<Inquiry> {
+pub fn inquire(call: impl FnOnce() -> String) -> io::Result<ForkedCall> {
     let (answer, write_end) = pipe()?;
     let parent = own_pid();
     // SAFETY: the child exits when it has made the call.
@@ -200,7 +200,7 @@ pub fn inquire(call: impl FnOnce() -> String) -> io::Result<Inquiry> {
             }
             exit(0);
         }
-        Fork::Parent(child) => Ok(Inquiry { child, answer }),
+        Fork::Parent(child) => Ok(ForkedCall { child, answer }),
     }
 }
 
@@ -218,7 +218,7 @@ pub(super) fn keep_for_answer([read_end, write_end]: [RawFd; 2]) -> io::Result<(
     Ok(())
 }
 
-impl Inquiry {
+impl ForkedCall {
     /// What to give to [`poll`].
     pub fn wait(&self) -> Wait {
         Wait::read(self.answer.as_raw_fd())
@@ -232,7 +232,7 @@ impl Inquiry {
     }
 }
 
-impl Drop for Inquiry {
+impl Drop for ForkedCall {
     fn drop(&mut self) {
         if is_running(self.child) {
             // One that it could not kill ends by itself.
@@ -298,7 +298,7 @@ pub struct Report(OwnedFd);
 ///
 /// # Errors
 /// The system has no process or descriptor left.
-pub fn fork_apart<const N: usize>(
+pub fn fork_detached<const N: usize>(
     kept: [RawFd; N],
     job: impl FnOnce(),
 ) -> io::Result<(Pid, Report)> {

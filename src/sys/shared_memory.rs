@@ -21,25 +21,25 @@ pub fn heap() -> usize {
 
 /// What pglock and its guardian both see, in memory that they share.
 #[derive(Clone, Copy)]
-pub struct Ward(&'static WardCells);
+pub struct SharedState(&'static SharedCells);
 
-pub(super) struct WardCells {
+pub(super) struct SharedCells {
     group: AtomicI32,
     deadline: AtomicU64,
     fired: AtomicBool,
 }
 
-impl Ward {
-    /// A ward with no group and no deadline.
+impl SharedState {
+    /// No group and no deadline.
     ///
     /// # Errors
     /// There is no memory left.
     pub fn new() -> io::Result<Self> {
         // SAFETY: zeros are a value of the cells, which are atomic.
         let cells = unsafe { share()? };
-        let ward = Self(cells);
-        ward.set_deadline(None);
-        Ok(ward)
+        let shared = Self(cells);
+        shared.set_deadline(None);
+        Ok(shared)
     }
 
     /// The process group to be killed with pglock.

@@ -164,7 +164,7 @@ extern "C" fn handle(signal: c_int) {
             }
         }
         if !Signal(signal).is_harmless() && !is_forgotten {
-            end_by(Signal(signal));
+            die_by_signal(Signal(signal));
         }
     }
     if is_forgotten {
@@ -330,7 +330,7 @@ impl Signals {
         });
         // One that came before the flag was set waits in the pipe, and nobody would look there.
         if let Some(signal) = self.take().iter().find(|signal| !signal.is_harmless()) {
-            end_by(*signal);
+            die_by_signal(*signal);
         }
         let result = call();
         if deadline.is_some() {
@@ -412,7 +412,7 @@ pub fn stop_own_group() -> bool {
 /// Ends pglock for a signal, with the status of a shell for it. What was typed at the terminal ends it as a
 /// signal, for a shell ends its loop only if it sees that. Does only what a signal's handler may; `setrlimit`, which
 /// POSIX does not name among that, is a bare system call.
-pub fn end_by(signal: Signal) -> ! {
+pub fn die_by_signal(signal: Signal) -> ! {
     let typed = signal == Signal::INT || signal == Signal::QUIT;
     if typed && Terminal::open().is_some_and(|terminal| terminal.foreground() == own_group()) {
         // A core of pglock's would tell nobody anything.
