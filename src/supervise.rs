@@ -2,29 +2,28 @@
 //! events, has [`state`] decide, and makes the calls that come of it. Nothing in it waits while the command runs.
 
 mod asked;
+mod end;
+mod link;
 mod reconnect;
 mod state;
 
 use std::collections::VecDeque;
 use std::ffi::CString;
 use std::io;
-use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
 use std::time::Duration;
 
-use self::asked::Asked;
-use self::reconnect::{Failure, Reconnect, barrier, loss};
-use self::state::{Answer, Barrier, Effect, Event, Loss, Policy, Question, Retake, State};
+use self::end::give_up;
+use self::link::Wire;
+use self::state::{Effect, Event, Policy, State};
 use crate::cli::config::Config;
-use crate::command::{Command, End, Words};
+use crate::command::{Command, Words};
 use crate::exit::Exit;
 use crate::guardian::Guardian;
 use crate::held::Held;
 use crate::lease::Lease;
-use crate::lock::{self, Lock};
+use crate::lock::Lock;
 use crate::log::Log;
-use crate::pq::{self, Conninfo, Outcome};
-use crate::server::session::{self, Session};
+use crate::pq::Conninfo;
 use crate::server::session_name;
 use crate::server::session_settings::LockScope;
 use crate::server::wait;
@@ -124,24 +123,6 @@ pub fn run(
         supervisor.replace_guardian();
     }
     supervisor.run()
-}
-
-/// Gives the lock up without having run the command.
-fn give_up(mut held: Held, signals: &Signals, exit: Exit) -> Exit {
-    lock::release(&mut held.session, held.lock, signals, || {
-        held.guardian.dismiss();
-    });
-    exit
-}
-
-/// What there is of a connection.
-enum Wire {
-    /// A session, with what is asked on it.
-    Up(Session, Option<Asked>),
-    /// An attempt to connect again.
-    Connecting(Reconnect),
-    /// Nothing.
-    None,
 }
 
 struct Supervisor<'a> {
@@ -319,267 +300,5 @@ impl Supervisor<'_> {
             terminal.give_to(sys::own_group());
         }
         Event::Woken(sys::stop_own_group())
-    }
-
-    // The guardian
-
-    /// Starts a guardian in place of one that was killed.
-    fn replace_guardian(&mut self) {
-        self.log.error("the guardian was killed; starting another");
-        self.guardian = None;
-        if let Err(error) = self.spawn_guardian() {
-            self.say_unguarded(&error);
-        }
-    }
-
-    /// Starts a guardian over the connection there is, in place of the one there was. While there is an attempt to connect,
-    /// and so a thread, nothing is forked: its end is followed by a guardian anyway.
-    fn spawn_guardian(&mut self) -> io::Result<()> {
-        let socket = match &self.wire {
-            Wire::Up(session, _) => session.wants().map(|(descriptor, _)| descriptor),
-            Wire::Connecting(_) => return Ok(()),
-            Wire::None => None,
-        };
-        let started = Guardian::spawn_settled(&self.shared, socket).or_else(|error| {
-            // There may be room for one process only.
-            if error.kind() != io::ErrorKind::WouldBlock {
-                self.say_unguarded(&error);
-            }
-            self.guardian = None;
-            Guardian::spawn_settled(&self.shared, socket)
-        });
-        self.guardian = Some(started?);
-        self.is_unguarded_said = false;
-        Ok(())
-    }
-
-    /// Says it once, for it is tried again and again.
-    fn say_unguarded(&mut self, error: &io::Error) {
-        if !std::mem::replace(&mut self.is_unguarded_said, true) {
-            self.log
-                .error(format_args!("could not start a guardian: {error}"));
-        }
-    }
-
-    // The connection
-
-    /// Begins to connect again.
-    fn connect(&mut self, patience: Duration) -> Option<Event> {
-        let until = sys::now() + patience;
-        let started = Reconnect::start(self.settings, until).or_else(|_| {
-            // There may be room for one process or thread only; the guardian is bound to the old connection.
-            self.guardian = None;
-            Reconnect::start(self.settings, until)
-        });
-        match started {
-            Ok(reconnect) => {
-                self.wire = Wire::Connecting(reconnect);
-                None
-            }
-            Err(error) => Some(Event::NotConnected(
-                Barrier::Refused,
-                format!("could not start a thread: {error}"),
-            )),
-        }
-    }
-
-    /// Sends a question on the session.
-    fn ask(&mut self, question: Question) -> Option<Event> {
-        let Wire::Up(session, asked) = &mut self.wire else {
-            return Some(Event::SessionLost(Loss::Cut, "there is none".to_owned()));
-        };
-        let (lock, backend) = (self.lock, self.backend_pid);
-        let name = self.name.as_deref();
-        let query = Asked::new(question, lock, session.connection(), backend, name);
-        let sent = session.ask(query.sql());
-        *asked = Some(query);
-        sent.err().map(|error| self.lost(&error))
-    }
-
-    /// Takes in what has arrived on the connection.
-    fn step_wire(&mut self) {
-        let event = match std::mem::replace(&mut self.wire, Wire::None) {
-            Wire::Up(mut session, mut asked) => {
-                let step = session.step();
-                let answered = match &step {
-                    Ok(Some(session::Event::Answered(_))) => asked.take(),
-                    Ok(Some(session::Event::Connected) | None) | Err(_) => None,
-                };
-                self.wire = Wire::Up(session, asked);
-                match step {
-                    Ok(Some(session::Event::Answered(outcomes))) => {
-                        answered.and_then(|asked| self.answered(&asked, &outcomes))
-                    }
-                    Ok(Some(session::Event::Connected) | None) => None,
-                    Err(error) => Some(self.lost(&error)),
-                }
-            }
-            Wire::Connecting(reconnect) => Some(self.connected(reconnect.finish())),
-            Wire::None => None,
-        };
-        if let Some(event) = event {
-            self.feed(event);
-        }
-    }
-
-    /// An attempt to connect again has ended.
-    fn connected(&mut self, result: Result<Session, Failure>) -> Event {
-        match result {
-            Ok(session) => {
-                self.wire = Wire::Up(session, None);
-                // The guardian first: from the moment that the lock is taken it must be bound to it.
-                match self.spawn_guardian() {
-                    Ok(()) => Event::Connected,
-                    Err(error) => {
-                        self.wire = Wire::None;
-                        self.say_unguarded(&error);
-                        Event::NotConnected(Barrier::Refused, error.to_string())
-                    }
-                }
-            }
-            Err(Failure::Late) => {
-                Event::NotConnected(Barrier::Silence, "no answer in time".to_owned())
-            }
-            Err(Failure::Refused(error)) => Event::NotConnected(
-                barrier(&error, reconnect::is_to_socket(self.settings)),
-                error.message,
-            ),
-        }
-    }
-
-    /// The session is closed.
-    fn lost(&mut self, error: &pq::Error) -> Event {
-        self.wire = Wire::None;
-        Event::SessionLost(loss(error), error.message.clone())
-    }
-
-    /// Reads an answer to what was asked.
-    fn answered(&mut self, asked: &Asked, outcomes: &[Outcome]) -> Option<Event> {
-        if self.guardian.is_none()
-            && let Err(error) = self.spawn_guardian()
-        {
-            self.say_unguarded(&error);
-        }
-        Some(match asked.read(outcomes) {
-            Ok(answer) => {
-                if let (Answer::Retake(Retake::Held(_)), Wire::Up(session, _)) =
-                    (&answer, &self.wire)
-                {
-                    self.backend_pid = session.connection().backend_pid();
-                }
-                Event::Answered(answer)
-            }
-            Err(error) => self.lost(&error),
-        })
-    }
-
-    // The end
-
-    /// Gives the lock up, and tells how pglock ends.
-    fn finish(mut self) -> Exit {
-        let was_frozen = self.state.is_frozen();
-        if was_frozen && self.state.may_continue() {
-            // It may have been killed meanwhile, and have left others in its group.
-            self.command.send(Signal::CONT);
-        }
-        self.shared.set_group(None);
-        self.shared.set_deadline(None);
-        let ended = self.state.ended();
-        let had_terminal = ended.is_some_and(|change| self.take_terminal_back(change));
-        let mut is_lost = self.state.lock_is_lost();
-        if self.shared.has_fired() && !is_lost {
-            is_lost = true;
-            let silence = sys::now().since(self.state.heard()).as_secs_f64();
-            self.log.error(format_args!(
-                "pglock itself was stopped for too long, {silence:.1} s without a sign of the server: the guardian \
-                 has killed the command"
-            ));
-        }
-        let exit = match ended.map(|change| self.command.end(change)) {
-            Some(End::NotExecuted(error)) => self.not_executed(&error),
-            Some(End::Ran(_)) | None if is_lost && self.config.kill_on_loss => {
-                if !self.out_of_reach && ended.is_some() {
-                    self.log.info("The command was stopped.");
-                }
-                Exit::Lost
-            }
-            Some(End::Ran(change)) => {
-                match change {
-                    Change::Killed(signal) if was_frozen => self.log.error(format_args!(
-                        "{signal} has ended the command while it was stopped, before it was known what had become \
-                         of the lock"
-                    )),
-                    _ => self
-                        .log
-                        .info("Execution finished, exiting and cleaning up lock."),
-                }
-                Exit::of_change(change)
-            }
-            None => Exit::Lost,
-        };
-        let guardian = &self.guardian;
-        let dismiss = || {
-            if let Some(guardian) = guardian {
-                guardian.dismiss();
-            }
-        };
-        if let Wire::Up(session, _) = &mut self.wire
-            && !lock::release(session, self.lock, self.signals, dismiss)
-            && !is_lost
-        {
-            self.log.error(
-                "could not release the lock: the server did not answer, and frees it when it notices that \
-                 the session is gone",
-            );
-        }
-        if let Some(Change::Killed(signal @ (Signal::INT | Signal::QUIT))) = ended
-            && had_terminal
-        {
-            // Typed at the terminal, it was meant for the calling script as well.
-            sys::signal_own_group(signal);
-        }
-        exit
-    }
-
-    fn not_executed(&self, error: &io::Error) -> Exit {
-        let early = match error.raw_os_error() {
-            Some(sys::ETIME) => Some("the lease was over"),
-            Some(sys::ECONNRESET) => Some("the server ended the session"),
-            _ => None,
-        };
-        if let Some(early) = early {
-            self.log
-                .error(format_args!("{early} before the command could start"));
-            return Exit::Failed;
-        }
-        let program = &self.config.command[0];
-        let is_path = program.as_bytes().contains(&b'/');
-        let is_missing = error.kind() == io::ErrorKind::NotFound;
-        let hint = if is_missing && is_path && Path::new(program).exists() {
-            "; it is there, so what is missing is the interpreter that its first line names"
-        } else {
-            ""
-        };
-        self.log.error(format_args!(
-            "could not execute {:?}: {error}{hint}",
-            program.to_string_lossy()
-        ));
-        Exit::of_exec_error(error)
-    }
-
-    /// Gives the foreground back to pglock's own group, and tells whether the command had it. A command that
-    /// a signal has ended may have left the terminal in any mode.
-    fn take_terminal_back(&self, change: Change) -> bool {
-        let Some(terminal) = self
-            .terminal
-            .filter(|terminal| terminal.foreground() == self.command.pid())
-        else {
-            return false;
-        };
-        terminal.give_to(sys::own_group());
-        if matches!(change, Change::Killed(_)) {
-            terminal.restore_modes();
-        }
-        true
     }
 }

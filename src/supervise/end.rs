@@ -1,0 +1,131 @@
+//! The end of a run: the lock is given up, the terminal taken back, and what became of the command becomes pglock's own end.
+
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use super::Supervisor;
+use super::link::Wire;
+use crate::command::End;
+use crate::exit::Exit;
+use crate::held::Held;
+use crate::lock;
+use crate::sys::{self, Change, Signal, Signals};
+
+/// Gives the lock up without having run the command.
+pub fn give_up(mut held: Held, signals: &Signals, exit: Exit) -> Exit {
+    lock::release(&mut held.session, held.lock, signals, || {
+        held.guardian.dismiss();
+    });
+    exit
+}
+
+impl Supervisor<'_> {
+    /// Gives the lock up, and tells how pglock ends.
+    pub(super) fn finish(mut self) -> Exit {
+        let was_frozen = self.state.is_frozen();
+        if was_frozen && self.state.may_continue() {
+            // It may have been killed meanwhile, and have left others in its group.
+            self.command.send(Signal::CONT);
+        }
+        self.shared.set_group(None);
+        self.shared.set_deadline(None);
+        let ended = self.state.ended();
+        let had_terminal = ended.is_some_and(|change| self.take_terminal_back(change));
+        let mut is_lost = self.state.lock_is_lost();
+        if self.shared.has_fired() && !is_lost {
+            is_lost = true;
+            let silence = sys::now().since(self.state.heard()).as_secs_f64();
+            self.log.error(format_args!(
+                "pglock itself was stopped for too long, {silence:.1} s without a sign of the server: the guardian \
+                 has killed the command"
+            ));
+        }
+        let exit = match ended.map(|change| self.command.end(change)) {
+            Some(End::NotExecuted(error)) => self.not_executed(&error),
+            Some(End::Ran(_)) | None if is_lost && self.config.kill_on_loss => {
+                if !self.out_of_reach && ended.is_some() {
+                    self.log.info("The command was stopped.");
+                }
+                Exit::Lost
+            }
+            Some(End::Ran(change)) => {
+                match change {
+                    Change::Killed(signal) if was_frozen => self.log.error(format_args!(
+                        "{signal} has ended the command while it was stopped, before it was known what had become \
+                         of the lock"
+                    )),
+                    _ => self
+                        .log
+                        .info("Execution finished, exiting and cleaning up lock."),
+                }
+                Exit::of_change(change)
+            }
+            None => Exit::Lost,
+        };
+        let guardian = &self.guardian;
+        let dismiss = || {
+            if let Some(guardian) = guardian {
+                guardian.dismiss();
+            }
+        };
+        if let Wire::Up(session, _) = &mut self.wire
+            && !lock::release(session, self.lock, self.signals, dismiss)
+            && !is_lost
+        {
+            self.log.error(
+                "could not release the lock: the server did not answer, and frees it when it notices that \
+                 the session is gone",
+            );
+        }
+        if let Some(Change::Killed(signal @ (Signal::INT | Signal::QUIT))) = ended
+            && had_terminal
+        {
+            // Typed at the terminal, it was meant for the calling script as well.
+            sys::signal_own_group(signal);
+        }
+        exit
+    }
+
+    pub(super) fn not_executed(&self, error: &io::Error) -> Exit {
+        let early = match error.raw_os_error() {
+            Some(sys::ETIME) => Some("the lease was over"),
+            Some(sys::ECONNRESET) => Some("the server ended the session"),
+            _ => None,
+        };
+        if let Some(early) = early {
+            self.log
+                .error(format_args!("{early} before the command could start"));
+            return Exit::Failed;
+        }
+        let program = &self.config.command[0];
+        let is_path = program.as_bytes().contains(&b'/');
+        let is_missing = error.kind() == io::ErrorKind::NotFound;
+        let hint = if is_missing && is_path && Path::new(program).exists() {
+            "; it is there, so what is missing is the interpreter that its first line names"
+        } else {
+            ""
+        };
+        self.log.error(format_args!(
+            "could not execute {:?}: {error}{hint}",
+            program.to_string_lossy()
+        ));
+        Exit::of_exec_error(error)
+    }
+
+    /// Gives the foreground back to pglock's own group, and tells whether the command had it. A command that
+    /// a signal has ended may have left the terminal in any mode.
+    pub(super) fn take_terminal_back(&self, change: Change) -> bool {
+        let Some(terminal) = self
+            .terminal
+            .filter(|terminal| terminal.foreground() == self.command.pid())
+        else {
+            return false;
+        };
+        terminal.give_to(sys::own_group());
+        if matches!(change, Change::Killed(_)) {
+            terminal.restore_modes();
+        }
+        true
+    }
+}

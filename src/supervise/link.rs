@@ -1,0 +1,177 @@
+//! The connection of a run, and the guardian that is bound to it: what is asked, what comes back, and the way back when it is lost.
+
+use std::io;
+use std::time::Duration;
+
+use super::Supervisor;
+use super::asked::Asked;
+use super::reconnect::{self, Failure, Reconnect, barrier, loss};
+use super::state::{Answer, Barrier, Event, Loss, Question, Retake};
+use crate::guardian::Guardian;
+use crate::pq::{self, Outcome};
+use crate::server::session::{self, Session};
+use crate::sys;
+
+/// What there is of a connection.
+pub enum Wire {
+    /// A session, with what is asked on it.
+    Up(Session, Option<Asked>),
+    /// An attempt to connect again.
+    Connecting(Reconnect),
+    /// Nothing.
+    None,
+}
+
+impl Supervisor<'_> {
+    // The guardian
+
+    /// Starts a guardian in place of one that was killed.
+    pub(super) fn replace_guardian(&mut self) {
+        self.log.error("the guardian was killed; starting another");
+        self.guardian = None;
+        if let Err(error) = self.spawn_guardian() {
+            self.say_unguarded(&error);
+        }
+    }
+
+    /// Starts a guardian over the connection there is, in place of the one there was. While there is an attempt to connect,
+    /// and so a thread, nothing is forked: its end is followed by a guardian anyway.
+    pub(super) fn spawn_guardian(&mut self) -> io::Result<()> {
+        let socket = match &self.wire {
+            Wire::Up(session, _) => session.wants().map(|(descriptor, _)| descriptor),
+            Wire::Connecting(_) => return Ok(()),
+            Wire::None => None,
+        };
+        let started = Guardian::spawn_settled(&self.shared, socket).or_else(|error| {
+            // There may be room for one process only.
+            if error.kind() != io::ErrorKind::WouldBlock {
+                self.say_unguarded(&error);
+            }
+            self.guardian = None;
+            Guardian::spawn_settled(&self.shared, socket)
+        });
+        self.guardian = Some(started?);
+        self.is_unguarded_said = false;
+        Ok(())
+    }
+
+    /// Says it once, for it is tried again and again.
+    pub(super) fn say_unguarded(&mut self, error: &io::Error) {
+        if !std::mem::replace(&mut self.is_unguarded_said, true) {
+            self.log
+                .error(format_args!("could not start a guardian: {error}"));
+        }
+    }
+
+    // The connection
+
+    /// Begins to connect again.
+    pub(super) fn connect(&mut self, patience: Duration) -> Option<Event> {
+        let until = sys::now() + patience;
+        let started = Reconnect::start(self.settings, until).or_else(|_| {
+            // There may be room for one process or thread only; the guardian is bound to the old connection.
+            self.guardian = None;
+            Reconnect::start(self.settings, until)
+        });
+        match started {
+            Ok(reconnect) => {
+                self.wire = Wire::Connecting(reconnect);
+                None
+            }
+            Err(error) => Some(Event::NotConnected(
+                Barrier::Refused,
+                format!("could not start a thread: {error}"),
+            )),
+        }
+    }
+
+    /// Sends a question on the session.
+    pub(super) fn ask(&mut self, question: Question) -> Option<Event> {
+        let Wire::Up(session, asked) = &mut self.wire else {
+            return Some(Event::SessionLost(Loss::Cut, "there is none".to_owned()));
+        };
+        let (lock, backend) = (self.lock, self.backend_pid);
+        let name = self.name.as_deref();
+        let query = Asked::new(question, lock, session.connection(), backend, name);
+        let sent = session.ask(query.sql());
+        *asked = Some(query);
+        sent.err().map(|error| self.lost(&error))
+    }
+
+    /// Takes in what has arrived on the connection.
+    pub(super) fn step_wire(&mut self) {
+        let event = match std::mem::replace(&mut self.wire, Wire::None) {
+            Wire::Up(mut session, mut asked) => {
+                let step = session.step();
+                let answered = match &step {
+                    Ok(Some(session::Event::Answered(_))) => asked.take(),
+                    Ok(Some(session::Event::Connected) | None) | Err(_) => None,
+                };
+                self.wire = Wire::Up(session, asked);
+                match step {
+                    Ok(Some(session::Event::Answered(outcomes))) => {
+                        answered.and_then(|asked| self.answered(&asked, &outcomes))
+                    }
+                    Ok(Some(session::Event::Connected) | None) => None,
+                    Err(error) => Some(self.lost(&error)),
+                }
+            }
+            Wire::Connecting(reconnect) => Some(self.connected(reconnect.finish())),
+            Wire::None => None,
+        };
+        if let Some(event) = event {
+            self.feed(event);
+        }
+    }
+
+    /// An attempt to connect again has ended.
+    pub(super) fn connected(&mut self, result: Result<Session, Failure>) -> Event {
+        match result {
+            Ok(session) => {
+                self.wire = Wire::Up(session, None);
+                // The guardian first: from the moment that the lock is taken it must be bound to it.
+                match self.spawn_guardian() {
+                    Ok(()) => Event::Connected,
+                    Err(error) => {
+                        self.wire = Wire::None;
+                        self.say_unguarded(&error);
+                        Event::NotConnected(Barrier::Refused, error.to_string())
+                    }
+                }
+            }
+            Err(Failure::Late) => {
+                Event::NotConnected(Barrier::Silence, "no answer in time".to_owned())
+            }
+            Err(Failure::Refused(error)) => Event::NotConnected(
+                barrier(&error, reconnect::is_to_socket(self.settings)),
+                error.message,
+            ),
+        }
+    }
+
+    /// The session is closed.
+    pub(super) fn lost(&mut self, error: &pq::Error) -> Event {
+        self.wire = Wire::None;
+        Event::SessionLost(loss(error), error.message.clone())
+    }
+
+    /// Reads an answer to what was asked.
+    pub(super) fn answered(&mut self, asked: &Asked, outcomes: &[Outcome]) -> Option<Event> {
+        if self.guardian.is_none()
+            && let Err(error) = self.spawn_guardian()
+        {
+            self.say_unguarded(&error);
+        }
+        Some(match asked.read(outcomes) {
+            Ok(answer) => {
+                if let (Answer::Retake(Retake::Held(_)), Wire::Up(session, _)) =
+                    (&answer, &self.wire)
+                {
+                    self.backend_pid = session.connection().backend_pid();
+                }
+                Event::Answered(answer)
+            }
+            Err(error) => self.lost(&error),
+        })
+    }
+}
