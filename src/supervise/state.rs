@@ -45,8 +45,8 @@ const LOOK: Duration = Duration::from_millis(20);
 /// When to rename a session that has waited. By then the command runs: while it is being started, an answer
 /// on the connection would look as if the server had ended the session.
 const RENAME: Duration = Duration::from_secs(1);
-/// How long before the guardian would pglock kills a command that is frozen: it would look as if pglock had been
-/// frozen itself.
+/// How long before the guardian would pglock kills a command that is frozen, or has no grace: it would look as if pglock
+/// had been frozen itself.
 const AHEAD: Duration = Duration::from_millis(100);
 /// How long to wait for the lease to be lifted before stopping without that.
 const LIFT: Duration = Duration::from_secs(1);
@@ -500,7 +500,7 @@ impl State {
     /// When something is to be done though nothing happens.
     pub fn next_deadline(&self, now: Moment) -> Option<Moment> {
         let stage = match self.stage {
-            Stage::Running => self.lease().map(|lease| lease.terminate_at()),
+            Stage::Running => self.terminate_at(),
             Stage::Frozen => self.frozen_until(),
             Stage::Terminating(kill_at) => Some(self.kill_at(kill_at)),
             Stage::Killed(then) => Some(self.given_up_at(then)),
@@ -558,6 +558,12 @@ impl State {
         self.lease().is_some_and(|lease| lease.kill_at() <= now)
     }
 
+    /// When to tell a command to end that still runs.
+    fn terminate_at(&self) -> Option<Moment> {
+        let lease = self.lease()?;
+        Some(lease.terminate_at().min(lease.kill_at() - AHEAD))
+    }
+
     /// When to kill a command that is still frozen.
     fn frozen_until(&self) -> Option<Moment> {
         let lease = self.lease().map(|lease| lease.kill_at() - AHEAD);
@@ -607,11 +613,11 @@ impl State {
     fn expire(&mut self, now: Moment) {
         match self.stage {
             Stage::Running => {
-                if let Some(lease) = self.lease()
+                if let Some(terminate_at) = self.terminate_at()
                     && self.ended.is_none()
-                    && lease.terminate_at() <= now
+                    && terminate_at <= now
                 {
-                    self.terminate(self.silence(now), lease.kill_at());
+                    self.terminate(self.silence(now), terminate_at + self.policy.grace);
                     // With no grace it is to be killed at once.
                     self.expire(now);
                 }
@@ -775,7 +781,7 @@ impl State {
             // A pooler passes on what its server has said.
             Loss::One | Loss::All if self.policy.pooled => {
                 // In time for the answer, too.
-                let until = self.lease().map_or(now, |lease| lease.terminate_at());
+                let until = self.terminate_at().unwrap_or(now);
                 now + POOLED_RETRY.min(until.since(now) / 2)
             }
             Loss::Cut | Loss::One | Loss::All => now,

@@ -582,3 +582,26 @@ fn a_restart_does_not_end_the_command_of_one_who_may_start_no_further_process() 
     output.assert_status(0);
     assert_never_says(&output, &["pglock: could not"]);
 }
+
+#[test]
+fn a_command_without_grace_is_killed_by_pglock_and_not_by_the_guardian() {
+    let server = Server::new();
+    let proxy = Proxy::new(&server);
+    let flags = ["--ttl", "3", "--grace", "0", "--lockid"];
+    let runs: Vec<Running> = (1..=8)
+        .map(|id: u32| {
+            let pglock = Pglock::at(proxy.port()).flags(flags);
+            start(pglock.flag(id.to_string()), SINGLE)
+        })
+        .collect();
+    proxy.silence();
+    for run in runs {
+        let output = run.wait();
+        output.assert_status(124);
+        assert_says(
+            &output,
+            &["the lock is lost: no answer from the server for "],
+        );
+        assert_never_says(&output, &["pglock itself was stopped"]);
+    }
+}
