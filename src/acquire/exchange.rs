@@ -27,8 +27,10 @@ enum Asked {
     Holders(Query<Holders>),
     Token(Query<u64>),
     Listing(Query<Holders>),
-    /// For nothing but an answer.
-    Any(&'static CStr),
+    /// For the end of a transaction.
+    Rollback,
+    /// For a sign of life.
+    Renew(Query<()>),
 }
 
 impl Asked {
@@ -38,7 +40,8 @@ impl Asked {
             Self::Age(query) => query.sql(),
             Self::Holders(query) | Self::Listing(query) => query.sql(),
             Self::Token(query) => query.sql(),
-            Self::Any(sql) => sql,
+            Self::Rollback => c"rollback",
+            Self::Renew(query) => query.sql(),
         }
     }
 }
@@ -284,8 +287,8 @@ impl<'a> Exchange<'a> {
                 let query = request.wait_query(connection, milliseconds, first)?;
                 Asked::Verdict(query, LockScope::Session)
             }
-            Question::Rollback => Asked::Any(c"rollback"),
-            Question::Renew => Asked::Any(c";"),
+            Question::Rollback => Asked::Rollback,
+            Question::Renew => Asked::Renew(Query::sign_of_life()),
             Question::Age { scope } => Asked::Age(request.age_query(connection, scope)?),
             Question::Holders => Asked::Holders(holders::query(connection, Some(request))?),
             Question::Token => Asked::Token(LockRequest::token_query()),
@@ -338,7 +341,11 @@ impl<'a> Exchange<'a> {
                 Err(Unanswered::Refused(error)) => return refused(&error),
                 Err(Unanswered::Senseless(_)) => Answer::Listing { is_standby: None },
             },
-            Asked::Any(_) => Answer::Any,
+            Asked::Rollback => Answer::Any,
+            Asked::Renew(query) => match query.read(outcomes) {
+                Ok(()) => Answer::Any,
+                Err(unanswered) => return refused(&unanswered.into()),
+            },
         })
     }
 

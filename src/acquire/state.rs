@@ -210,7 +210,7 @@ pub enum Answer {
         /// Whether it is that of a standby, whose locks are its own; `None` if it is none.
         is_standby: Option<bool>,
     },
-    /// To [`Question::Rollback`] or [`Question::Renew`]: any.
+    /// To [`Question::Rollback`], be it an error, or to [`Question::Renew`].
     Any,
 }
 
@@ -840,7 +840,14 @@ impl State {
                         let error = refusal.error.of("the server could not be asked");
                         self.fail(AttemptError::Host(error), at)
                     }
-                    Question::Rollback | Question::Holders | Question::Renew => self.unexpected(),
+                    // It is not known to be held any more.
+                    Question::Renew => {
+                        let error = refusal
+                            .error
+                            .of("the server gave no sign that the lock is held");
+                        self.fail(AttemptError::Host(error), at)
+                    }
+                    Question::Rollback | Question::Holders => self.unexpected(),
                 }
             }
             Phase::Ready

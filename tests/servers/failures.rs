@@ -817,3 +817,26 @@ fn a_silent_address_of_a_name_leaves_time_to_the_next() {
     let closed = ["--host", "closed.test", "--connect-timeout", "1"];
     run(&closed).assert_failed(&["Connection refused", "no answer from its other addresses"]);
 }
+
+#[test]
+fn an_error_for_a_sign_that_the_lock_is_held_is_none() {
+    let server = Server::new();
+    // A younger one would be asked for its age as well.
+    server.psql(
+        "select pg_sleep_until(greatest(pg_postmaster_start_time(), stats_reset) + interval '4 s')
+         from pg_stat_bgwriter",
+    );
+    let proxy = Proxy::new(&server);
+    // So the answer to the lock call is so old that a sign is asked for, by the third request.
+    proxy.delay(Duration::from_millis(600));
+    let said = [&error("ERROR", "53200", "out of memory"), READY].concat();
+    proxy.trap(When::Request(3), What::Say(said));
+    let run = Pglock::at(proxy.port())
+        .flags(["--ttl", "3", "--grace", "0", "--wait", "60"])
+        .command(["echo", "at last"])
+        .spawn();
+    run.wait_for_line("no sign that the lock is held: out of memory; trying again");
+    proxy.disarm();
+    proxy.delay(Duration::ZERO);
+    run.wait().assert_status(0).assert_stdout("at last\n");
+}

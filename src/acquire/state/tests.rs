@@ -902,6 +902,13 @@ fn an_answer_that_was_long_under_way_is_followed_by_a_sign() {
         panic!("not taken");
     };
     assert_eq!(taken.sent, at(105.1));
+    // One that is an error is none.
+    let mut run = Run::connected(plan());
+    run.at(105.1, verdict(Verdict::Held(None)));
+    assert_eq!(
+        run.shown(refused(false)),
+        "fail: the server gave no sign that the lock is held: no"
+    );
     let mut run = Run::connected(plan());
     assert_eq!(run.at(105.0, verdict(Verdict::Held(None))), "take");
     let mut run = Run::connected(Plan {
