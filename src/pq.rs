@@ -249,8 +249,9 @@ impl Connection {
         Ok(())
     }
 
-    /// Whether [`next_outcome`](Self::next_outcome) would have to wait for the server (`PQisBusy`).
-    pub fn is_busy(&self) -> bool {
+    /// Whether [`next_outcome`](Self::next_outcome) would have to wait for the server (`PQisBusy`). Makes sense of what
+    /// was taken in, and closes the connection where there is none in it.
+    pub fn is_busy(&mut self) -> bool {
         // SAFETY: `raw` is a live connection.
         unsafe { pq_sys::PQisBusy(self.raw.as_ptr()) == 1 }
     }
