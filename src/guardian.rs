@@ -10,7 +10,7 @@
 //! What leaves the command's process group is out of its reach.
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use crate::sys::{self, Pid, Report, SharedState, Signal};
@@ -27,9 +27,6 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 pub const LONG_WAY: Duration = Duration::from_secs(5);
 /// How long pglock waits for that while a command runs.
 const SHORT_WAY: Duration = Duration::from_millis(200);
-
-/// Where it finds its end of the pipe.
-const END: RawFd = 0;
 
 /// Tells the guardian to look at the deadline, which it only knows to move forward.
 const WAKE: u8 = b'w';
@@ -50,7 +47,7 @@ impl Guardian {
     ///
     /// # Errors
     /// The system has no process or descriptor left, or does not let it get there.
-    pub fn spawn_settled(shared: &SharedState, socket: Option<RawFd>) -> io::Result<Self> {
+    pub fn spawn_settled(shared: &SharedState, socket: Option<BorrowedFd>) -> io::Result<Self> {
         let mut guardian = Self::spawn(shared, socket)?;
         match guardian.settle(SHORT_WAY) {
             // pglock has deadlines to keep. One that fails yet ends, and is replaced.
@@ -63,12 +60,13 @@ impl Guardian {
     ///
     /// # Errors
     /// The system has no process or descriptor left.
-    pub fn spawn(shared: &SharedState, socket: Option<RawFd>) -> io::Result<Self> {
+    pub fn spawn(shared: &SharedState, socket: Option<BorrowedFd>) -> io::Result<Self> {
         let (end, life) = sys::pipe()?;
         // Without a socket it holds one more end of the pipe, which serves as well.
-        let socket = socket.unwrap_or(end.as_raw_fd());
+        let socket = socket.unwrap_or(end.as_fd());
         let pglock = sys::own_pid();
-        let (pid, report) = sys::fork_detached([end.as_raw_fd(), socket], || run(shared, pglock))?;
+        let kept = [end.as_fd(), socket];
+        let (pid, report) = sys::fork_detached(kept, |[end, _]| run(shared, pglock, end))?;
         Ok(Self {
             pid,
             life,
@@ -115,7 +113,7 @@ impl Guardian {
     }
 
     fn tell(&self, word: u8) -> io::Result<()> {
-        sys::write_all(self.life.as_raw_fd(), &[word])
+        sys::write_all(&self.life, &[word])
     }
 }
 
@@ -129,8 +127,8 @@ impl Drop for Guardian {
     }
 }
 
-/// What the guardian does.
-fn run(shared: &SharedState, pglock: Pid) {
+/// What the guardian does, with its end of the pipe.
+fn run(shared: &SharedState, pglock: Pid, end: BorrowedFd) {
     loop {
         let deadline = shared.deadline().filter(|_| !shared.has_fired());
         let now = sys::now();
@@ -139,8 +137,8 @@ fn run(shared: &SharedState, pglock: Pid) {
             Some(deadline) if deadline <= now && shared.group().is_none() => Some(now + LOOK_AGAIN),
             deadline => deadline,
         };
-        if sys::wait_until(END, alarm).unwrap_or(true) {
-            match sys::read_byte(END) {
+        if sys::wait_until(end, alarm).unwrap_or(true) {
+            match sys::read_byte(end) {
                 Ok(Some(DISMISS)) => return,
                 Ok(Some(_)) => continue,
                 Ok(None) => break,

@@ -76,10 +76,10 @@ fn line(time: i64, text: impl Display) -> String {
 /// dropped.
 fn write(line: &str) {
     for piece in line.as_bytes().chunks(sys::PIPE_BUF) {
-        if !sys::is_writable_now(sys::STDERR) {
+        if !sys::is_writable_now(sys::stderr()) {
             return;
         }
-        let _ = sys::write_all(sys::STDERR, piece);
+        let _ = sys::write_all(sys::stderr(), piece);
     }
 }
 

@@ -199,7 +199,7 @@ fn stopped(stop: AcquireError, log: Log) -> Exit {
 }
 
 fn print(text: &str) -> Exit {
-    match sys::write_all(sys::STDOUT, text.as_bytes()) {
+    match sys::write_all(sys::stdout(), text.as_bytes()) {
         Ok(()) => Exit::Status(0),
         Err(error) => {
             let log = Log::new(Verbosity::Quiet);

@@ -6,7 +6,7 @@
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::fmt;
-use std::os::fd::RawFd;
+use std::os::fd::BorrowedFd;
 use std::ptr::{self, NonNull};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -205,12 +205,18 @@ impl Connection {
         }
     }
 
-    /// Which descriptor to poll, and for what; to be asked anew before each poll, for libpq may open
-    /// another socket while it connects.
-    pub fn wants(&self) -> Option<(RawFd, Interest)> {
+    /// Its socket (`PQsocket`), if it has one; while it connects libpq may go on to another.
+    pub fn socket(&self) -> Option<BorrowedFd<'_>> {
         // SAFETY: `raw` is a live connection.
         let socket = unsafe { pq_sys::PQsocket(self.raw.as_ptr()) };
-        (socket >= 0).then_some((socket, self.interest))
+        // SAFETY: libpq has it open. It closes it only in calls that connect, send, take in what has come, or finish, and
+        // all of these are methods that take the connection for themselves, which they cannot while this borrows it.
+        (socket >= 0).then(|| unsafe { BorrowedFd::borrow_raw(socket) })
+    }
+
+    /// Which descriptor to poll, and for what.
+    pub fn wants(&self) -> Option<(BorrowedFd<'_>, Interest)> {
+        self.socket().map(|socket| (socket, self.interest))
     }
 
     /// Sends a query of one or more statements (`PQsendQuery`), as far as it can be sent now.

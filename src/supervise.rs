@@ -57,7 +57,7 @@ pub fn run(
     let in_foreground = terminal.as_ref().filter(|terminal| {
         terminal.is_input_and_output() && terminal.foreground() == sys::own_group()
     });
-    let socket = held.session.wants().map(|(descriptor, _)| descriptor);
+    let socket = held.session.connection().socket();
     let started = Command::start(
         &config.command,
         environment,

@@ -169,8 +169,7 @@ impl<'a> Exchange<'a> {
     fn guard(&mut self) -> io::Result<()> {
         if !self.guardian.as_ref().is_some_and(Guardian::is_running) {
             let session = self.session.as_ref();
-            let wants = session.and_then(Session::wants);
-            let socket = wants.map(|(descriptor, _)| descriptor);
+            let socket = session.and_then(|session| session.connection().socket());
             self.guardian = Some(Guardian::spawn(&self.shared, socket)?);
         }
         Ok(())
@@ -190,8 +189,7 @@ impl<'a> Exchange<'a> {
         }
         // It may have been killed on its way.
         let session = self.session.as_ref();
-        let wants = session.and_then(Session::wants);
-        let socket = wants.map(|(descriptor, _)| descriptor);
+        let socket = session.and_then(|session| session.connection().socket());
         let mut guardian = Guardian::spawn(&self.shared, socket)?;
         guardian.settle(LONG_WAY)?;
         self.guardian = Some(guardian);

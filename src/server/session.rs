@@ -2,7 +2,7 @@
 //! [`Session::step`] when what the session [wants](Session::wants) is there; nothing here waits.
 
 use std::ffi::CStr;
-use std::os::fd::RawFd;
+use std::os::fd::BorrowedFd;
 
 use crate::pq::{Connection, Conninfo, Error, Interest, Outcome, Progress};
 use crate::sys;
@@ -79,7 +79,7 @@ impl Session {
     }
 
     /// Which descriptor to poll, and for what.
-    pub fn wants(&self) -> Option<(RawFd, Interest)> {
+    pub fn wants(&self) -> Option<(BorrowedFd<'_>, Interest)> {
         self.connection.wants()
     }
 
@@ -154,7 +154,7 @@ impl Session {
                 _ => Err(Error::new("the server's answer is too long")),
             };
         }
-        let arrived = self.wants().map_or(0, |(socket, _)| sys::unread(socket));
+        let arrived = self.connection.socket().map_or(0, sys::unread);
         match self.left.checked_sub(arrived) {
             Some(left) => self.left = left,
             None => {

@@ -105,7 +105,7 @@ pub fn pause(signals: &Signals, until: Moment) -> Result<(), Interrupt> {
 /// # Errors
 /// What came before that.
 pub fn wait_or_signal(
-    wait: sys::Wait,
+    wait: sys::Wait<'_>,
     signals: &Signals,
     deadline: Option<Moment>,
 ) -> Result<(), Interrupt> {
@@ -135,7 +135,7 @@ pub fn wait_or_signal(
 }
 
 /// What to poll for a session.
-pub fn wait_for(session: &Session) -> Option<sys::Wait> {
+pub fn wait_for(session: &Session) -> Option<sys::Wait<'_>> {
     let (descriptor, interest) = session.wants()?;
     Some(match interest {
         Interest::Read => sys::Wait::read(descriptor),

@@ -1,6 +1,7 @@
 //! The connection of a run, and the guardian that is bound to it: what is asked, what comes back, and the way back when it is lost.
 
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 use super::Supervisor;
@@ -22,6 +23,16 @@ pub enum Wire {
     None,
 }
 
+impl Wire {
+    /// The socket of the session, if there is one.
+    fn socket(&self) -> Option<BorrowedFd<'_>> {
+        match self {
+            Self::Up(session, _) => session.connection().socket(),
+            Self::Connecting(_) | Self::None => None,
+        }
+    }
+}
+
 impl Supervisor<'_> {
     // The guardian
 
@@ -37,18 +48,16 @@ impl Supervisor<'_> {
     /// Starts a guardian over the connection there is, in place of the one there was. While there is an attempt to connect,
     /// and so a thread, nothing is forked: its end is followed by a guardian anyway.
     pub(super) fn spawn_guardian(&mut self) -> io::Result<()> {
-        let socket = match &self.wire {
-            Wire::Up(session, _) => session.wants().map(|(descriptor, _)| descriptor),
-            Wire::Connecting(_) => return Ok(()),
-            Wire::None => None,
-        };
-        let started = Guardian::spawn_settled(&self.shared, socket).or_else(|error| {
+        if let Wire::Connecting(_) = self.wire {
+            return Ok(());
+        }
+        let started = Guardian::spawn_settled(&self.shared, self.wire.socket()).or_else(|error| {
             // There may be room for one process only.
             if error.kind() != io::ErrorKind::WouldBlock {
                 self.say_unguarded(&error);
             }
             self.guardian = None;
-            Guardian::spawn_settled(&self.shared, socket)
+            Guardian::spawn_settled(&self.shared, self.wire.socket())
         });
         self.guardian = Some(started?);
         self.is_unguarded_said = false;

@@ -6,7 +6,7 @@
 
 use std::ffi::CStr;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 
 use super::state::{Barrier, Loss};
 use crate::moment::Moment;
@@ -48,8 +48,8 @@ impl Reconnect {
     }
 
     /// What to poll for its end.
-    pub fn wait(&self) -> Wait {
-        Wait::read(self.end.as_raw_fd())
+    pub fn wait(&self) -> Wait<'_> {
+        Wait::read(self.end.as_fd())
     }
 
     /// What came of it; to be called when it has ended.

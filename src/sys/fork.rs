@@ -3,7 +3,7 @@
 use super::*;
 use std::ffi::{CStr, CString, c_char};
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::ptr;
 use std::sync::atomic::{AtomicI32, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
@@ -192,11 +192,13 @@ pub fn inquire(call: impl FnOnce() -> String) -> io::Result<ForkedCall> {
     match unsafe { fork()? } {
         Fork::Child(mask) => {
             // What goes wrong here is seen by the answer, which is none.
-            let kept = [answer.as_raw_fd(), write_end.as_raw_fd()];
-            if die_with(parent).is_ok() && keep_for_answer(kept).is_ok() && set_mask(&mask).is_ok()
+            let kept = [answer.as_fd(), write_end.as_fd()];
+            if die_with(parent).is_ok()
+                && let Ok(answer) = keep_for_answer(kept)
+                && set_mask(&mask).is_ok()
             {
                 let text = call();
-                let _ = write_all(ANSWER, text.as_bytes());
+                let _ = write_all(answer, text.as_bytes());
             }
             exit(0);
         }
@@ -209,25 +211,28 @@ pub(super) const ANSWER: RawFd = 3;
 
 /// Leaves this process the write end of a pipe as [`ANSWER`], and no other descriptor: whoever reads from the standard
 /// ones of pglock's caller would wait for it. The read end takes their numbers, to which nothing can be written.
-pub(super) fn keep_for_answer([read_end, write_end]: [RawFd; 2]) -> io::Result<()> {
+pub(super) fn keep_for_answer(
+    [read_end, write_end]: [BorrowedFd; 2],
+) -> io::Result<BorrowedFd<'static>> {
     for number in 0..ANSWER {
         duplicate(read_end, number)?;
     }
     duplicate(write_end, ANSWER)?;
     close_from(ANSWER + 1);
-    Ok(())
+    // SAFETY: it was opened above, and nobody owns it, so that it is open until the process ends.
+    Ok(unsafe { BorrowedFd::borrow_raw(ANSWER) })
 }
 
 impl ForkedCall {
     /// What to give to [`poll`].
-    pub fn wait(&self) -> Wait {
-        Wait::read(self.answer.as_raw_fd())
+    pub fn wait(&self) -> Wait<'_> {
+        Wait::read(self.answer.as_fd())
     }
 
     /// What came of the call, up to [`PIPE_BUF`] bytes; nothing if the child was killed.
     pub fn answer(self) -> String {
         let mut bytes = [0; PIPE_BUF];
-        let count = read(self.answer.as_raw_fd(), &mut bytes).unwrap_or(0);
+        let count = read(&self.answer, &mut bytes).unwrap_or(0);
         String::from_utf8_lossy(&bytes[..count]).into_owned()
     }
 }
@@ -294,13 +299,13 @@ pub struct Report(OwnedFd);
 
 /// Forks a process out of reach of everything that is meant for pglock or its command: in a session of its
 /// own, all signals blocked, under a name of its own, in the root folder, and with no descriptor but `kept`, none of
-/// them a standard one, which become its 0, 1 and so on. It runs `job` and ends.
+/// them a standard one, which become its 0, 1 and so on. It runs `job` with these and ends.
 ///
 /// # Errors
 /// The system has no process or descriptor left.
 pub fn fork_detached<const N: usize>(
-    kept: [RawFd; N],
-    job: impl FnOnce(),
+    kept: [BorrowedFd; N],
+    job: impl FnOnce([BorrowedFd; N]),
 ) -> io::Result<(Pid, Report)> {
     let (report, write_end) = pipe()?;
     // SAFETY: the child exits when its job is done.
@@ -311,10 +316,14 @@ pub fn fork_detached<const N: usize>(
                 Ok(()) => 0,
                 Err(error) => error.raw_os_error().unwrap_or(libc::EIO),
             };
-            if write_all(write_end.as_raw_fd(), &errno.to_ne_bytes()).is_ok() && errno == 0 {
+            if write_all(&write_end, &errno.to_ne_bytes()).is_ok() && errno == 0 {
                 close_from(N as RawFd);
                 take_name();
-                job();
+                // SAFETY: `settle_apart` has opened these, and nobody owns them, so that they are open until the
+                // process ends.
+                job(std::array::from_fn(|number| unsafe {
+                    BorrowedFd::borrow_raw(number as RawFd)
+                }));
             }
             exit(0);
         }
@@ -322,7 +331,7 @@ pub fn fork_detached<const N: usize>(
 }
 
 /// What is left to do in a process that is forked apart.
-pub(super) fn settle_apart<const N: usize>(kept: [RawFd; N]) -> io::Result<()> {
+pub(super) fn settle_apart<const N: usize>(kept: [BorrowedFd; N]) -> io::Result<()> {
     // SAFETY: the calls take numbers and strings that live for ever.
     unsafe {
         check(libc::setsid())?;
@@ -353,7 +362,7 @@ impl Report {
         let deadline = now() + limit;
         let mut errno = [0; size_of::<i32>()];
         let count = loop {
-            match read(self.0.as_raw_fd(), &mut errno) {
+            match read(&self.0, &mut errno) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 result => break result?,
             }
@@ -361,7 +370,7 @@ impl Report {
             if left.is_zero() {
                 return Err(io::ErrorKind::TimedOut.into());
             }
-            poll(&mut [Wait::read(self.0.as_raw_fd())], Some(left))?;
+            poll(&mut [Wait::read(self.0.as_fd())], Some(left))?;
         };
         if count != errno.len() {
             return Err(io::Error::other("the guardian was killed"));

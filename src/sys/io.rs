@@ -3,13 +3,25 @@
 use super::check;
 use std::ffi::c_int;
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 /// The descriptor of standard output.
-pub const STDOUT: RawFd = libc::STDOUT_FILENO;
+pub fn stdout() -> BorrowedFd<'static> {
+    standard(libc::STDOUT_FILENO)
+}
 
 /// The descriptor of standard error.
-pub const STDERR: RawFd = libc::STDERR_FILENO;
+pub fn stderr() -> BorrowedFd<'static> {
+    standard(libc::STDERR_FILENO)
+}
+
+/// A standard descriptor, in a process that has its own.
+fn standard(number: RawFd) -> BorrowedFd<'static> {
+    // SAFETY: it is open from the start, see `occupy_standard_descriptors`, and nobody owns it, so that nobody closes
+    // it. Where it could not be opened, nothing of pglock's has taken its number by the time that is said: the write
+    // fails.
+    unsafe { BorrowedFd::borrow_raw(number) }
+}
 
 /// How much a pipe that takes anything takes at once.
 pub const PIPE_BUF: usize = libc::PIPE_BUF;
@@ -43,7 +55,8 @@ pub fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
 }
 
 /// Reads what is there now, up to the size of the buffer; 0 bytes at the end.
-pub(super) fn read(descriptor: RawFd, buffer: &mut [u8]) -> io::Result<usize> {
+pub(super) fn read(descriptor: impl AsFd, buffer: &mut [u8]) -> io::Result<usize> {
+    let descriptor = descriptor.as_fd().as_raw_fd();
     // SAFETY: the buffer is as long as the call is told.
     let count = unsafe { libc::read(descriptor, buffer.as_mut_ptr().cast(), buffer.len()) };
     usize::try_from(count).map_err(|_| io::Error::last_os_error())
@@ -53,7 +66,8 @@ pub(super) fn read(descriptor: RawFd, buffer: &mut [u8]) -> io::Result<usize> {
 ///
 /// # Errors
 /// Not all of it could be written.
-pub fn write_all(descriptor: RawFd, mut bytes: &[u8]) -> io::Result<()> {
+pub fn write_all(descriptor: impl AsFd, mut bytes: &[u8]) -> io::Result<()> {
+    let descriptor = descriptor.as_fd().as_raw_fd();
     while !bytes.is_empty() {
         // SAFETY: the bytes are as many as the call is told.
         let count = unsafe { libc::write(descriptor, bytes.as_ptr().cast(), bytes.len()) };
@@ -71,7 +85,8 @@ pub fn write_all(descriptor: RawFd, mut bytes: &[u8]) -> io::Result<()> {
 }
 
 /// How many bytes have arrived at a socket that nobody has read yet.
-pub fn unread(socket: RawFd) -> usize {
+pub fn unread(socket: impl AsFd) -> usize {
+    let socket = socket.as_fd().as_raw_fd();
     let mut count: c_int = 0;
     // SAFETY: the call fills the number.
     let result = unsafe { libc::ioctl(socket, libc::FIONREAD, &mut count) };
@@ -82,9 +97,9 @@ pub fn unread(socket: RawFd) -> usize {
 }
 
 /// Has a number stand for what this descriptor stands for.
-pub(super) fn duplicate(descriptor: RawFd, number: RawFd) -> io::Result<()> {
+pub(super) fn duplicate(descriptor: BorrowedFd, number: RawFd) -> io::Result<()> {
     // SAFETY: the call takes numbers only; what it closes, nobody in this process uses any more.
-    check(unsafe { libc::dup2(descriptor, number) }).map(drop)
+    check(unsafe { libc::dup2(descriptor.as_raw_fd(), number) }).map(drop)
 }
 
 /// Closes all descriptors from this one on.
@@ -123,7 +138,7 @@ fn open_descriptors() -> Option<Vec<RawFd>> {
 ///
 /// # Errors
 /// There is none now, or it cannot be read.
-pub fn read_byte(descriptor: RawFd) -> io::Result<Option<u8>> {
+pub fn read_byte(descriptor: impl AsFd) -> io::Result<Option<u8>> {
     let mut byte = [0];
     let count = read(descriptor, &mut byte)?;
     Ok((count == 1).then_some(byte[0]))

@@ -4,36 +4,37 @@ use super::{check, now};
 use crate::moment::Moment;
 use std::ffi::c_int;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr;
 use std::time::Duration;
 
 /// Whether a write of a line would not block; not where the system does not say so.
-pub fn is_writable_now(descriptor: RawFd) -> bool {
-    let mut waits = [Wait::write(descriptor)];
+pub fn is_writable_now(descriptor: impl AsFd) -> bool {
+    let mut waits = [Wait::write(descriptor.as_fd())];
     poll(&mut waits, Some(Duration::ZERO)).is_ok() && waits[0].ready
 }
 
 /// Whether a read would not block: there is something to read, or the end, or the system does not say.
-pub fn is_readable_now(descriptor: RawFd) -> bool {
-    let mut waits = [Wait::read(descriptor)];
+pub fn is_readable_now(descriptor: impl AsFd) -> bool {
+    let mut waits = [Wait::read(descriptor.as_fd())];
     poll_once(&mut waits, Some(Duration::ZERO)).is_err() || waits[0].ready
 }
 
 /// One descriptor to wait for.
-pub struct Wait {
-    descriptor: RawFd,
+pub struct Wait<'fd> {
+    /// `None` where only the timeout ends the wait.
+    descriptor: Option<BorrowedFd<'fd>>,
     events: i16,
     /// Set by [`poll`]: what is waited for is there, or the descriptor has failed, which a read or a
     /// write will tell.
     pub ready: bool,
 }
 
-impl Wait {
+impl<'fd> Wait<'fd> {
     /// For something to read.
-    pub fn read(descriptor: RawFd) -> Self {
+    pub fn read(descriptor: BorrowedFd<'fd>) -> Self {
         Self {
-            descriptor,
+            descriptor: Some(descriptor),
             events: libc::POLLIN,
             ready: false,
         }
@@ -41,23 +42,26 @@ impl Wait {
 
     /// For nothing: only the timeout ends such a wait.
     pub fn none() -> Self {
-        // `poll` passes over a negative descriptor.
-        Self::read(-1)
+        Self {
+            descriptor: None,
+            events: 0,
+            ready: false,
+        }
     }
 
     /// For room to write.
-    pub fn write(descriptor: RawFd) -> Self {
+    pub fn write(descriptor: BorrowedFd<'fd>) -> Self {
         Self {
-            descriptor,
+            descriptor: Some(descriptor),
             events: libc::POLLOUT,
             ready: false,
         }
     }
 
     /// For room to write or something to read.
-    pub fn both(descriptor: RawFd) -> Self {
+    pub fn both(descriptor: BorrowedFd<'fd>) -> Self {
         Self {
-            descriptor,
+            descriptor: Some(descriptor),
             events: libc::POLLIN | libc::POLLOUT,
             ready: false,
         }
@@ -84,7 +88,10 @@ pub(super) fn poll_once(waits: &mut [Wait], timeout: Option<Duration>) -> io::Re
     let mut polled: Vec<libc::pollfd> = waits
         .iter()
         .map(|wait| libc::pollfd {
-            fd: wait.descriptor,
+            // Passed over where it is negative.
+            fd: wait
+                .descriptor
+                .map_or(-1, |descriptor| descriptor.as_raw_fd()),
             events: wait.events,
             revents: 0,
         })
@@ -106,10 +113,10 @@ pub(super) fn poll_once(waits: &mut [Wait], timeout: Option<Duration>) -> io::Re
 ///
 /// # Errors
 /// The kernel is out of memory.
-pub fn wait_until(descriptor: RawFd, deadline: Option<Moment>) -> io::Result<bool> {
+pub fn wait_until(descriptor: impl AsFd, deadline: Option<Moment>) -> io::Result<bool> {
     let timer = Timer::new();
     timer.set(deadline);
-    let mut waits = [Wait::read(descriptor), timer.wait()];
+    let mut waits = [Wait::read(descriptor.as_fd()), timer.wait()];
     let left = deadline.map(|deadline| deadline.since(now()));
     poll(&mut waits, left)?;
     Ok(waits[0].ready)
@@ -167,10 +174,10 @@ impl Timer {
     }
 
     /// What to give to [`poll`], beside a timeout for where there is no such timer.
-    pub fn wait(&self) -> Wait {
+    pub fn wait(&self) -> Wait<'_> {
         #[cfg(target_os = "linux")]
         if let Some(descriptor) = &self.descriptor {
-            return Wait::read(descriptor.as_raw_fd());
+            return Wait::read(descriptor.as_fd());
         }
         Wait::none()
     }

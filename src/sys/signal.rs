@@ -3,12 +3,12 @@
 //! They are caught by a handler, for there is a call that nothing else gets through: libpq may block while it connects. The handler's
 //! statics are written by one thread, those of a blocking call before the flag that says that they are there.
 
-use super::{STDERR, Terminal, check, exit, now, own_group, pipe, read};
+use super::{Terminal, check, exit, now, own_group, pipe, read};
 use std::ffi::c_int;
 use std::fmt;
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, IntoRawFd, OwnedFd};
 use std::ptr;
 use std::sync::atomic::{
     AtomicBool, AtomicI32, AtomicPtr, AtomicU64, AtomicUsize, Ordering, compiler_fence,
@@ -156,7 +156,7 @@ extern "C" fn handle(signal: c_int) {
             // `Signals::while_blocking`; `write` and `_exit` are safe in a handler.
             unsafe {
                 libc::write(
-                    STDERR,
+                    libc::STDERR_FILENO,
                     BLOCKING_LINE.load(Ordering::Relaxed).cast(),
                     BLOCKING_LINE_LENGTH.load(Ordering::Relaxed),
                 );
@@ -213,9 +213,8 @@ impl Signals {
     /// No descriptor is free for the pipe that they are noted in, or the system does not let pglock catch them.
     pub fn catch() -> io::Result<Self> {
         let (pipe, write_end) = pipe()?;
-        SIGNAL_PIPE.store(write_end.as_raw_fd(), Ordering::Relaxed);
         // The handler needs it for as long as the process lives.
-        std::mem::forget(write_end);
+        SIGNAL_PIPE.store(write_end.into_raw_fd(), Ordering::Relaxed);
 
         // Blocked meanwhile, so that what comes for a signal that is to stay ignored is forgotten, and not noted.
         let mask = block_signals()?;
@@ -284,8 +283,8 @@ impl Signals {
     }
 
     /// The descriptor that can be read when signals have arrived.
-    pub fn descriptor(&self) -> RawFd {
-        self.pipe.as_raw_fd()
+    pub fn descriptor(&self) -> BorrowedFd<'_> {
+        self.pipe.as_fd()
     }
 
     /// The signals that have arrived since the last call, oldest first.

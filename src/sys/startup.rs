@@ -3,7 +3,7 @@
 use super::check;
 use std::ffi::{CStr, CString, OsString, c_char, c_int};
 use std::io;
-use std::os::fd::RawFd;
+use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 
 /// Makes `$run`, a `fn(Vec<OsString>) -> u8`, the program's C `main`.
@@ -69,7 +69,9 @@ pub fn occupy_standard_descriptors() -> io::Result<()> {
             .is_err_and(|error| error.raw_os_error() == Some(libc::EBADF));
         if is_closed {
             // It gets the lowest number that is free, which is this one, since those below it are open.
-            open(c"/dev/null", libc::O_RDWR).or_else(|_| open(c"/", NEITHER))?;
+            let opened = open(c"/dev/null", libc::O_RDWR).or_else(|_| open(c"/", NEITHER))?;
+            // Nobody is to own it, and so to close it.
+            let _ = opened.into_raw_fd();
         }
     }
     Ok(())
@@ -83,9 +85,12 @@ pub(super) const NEITHER: c_int = libc::O_PATH;
 #[cfg(not(target_os = "linux"))]
 pub(super) const NEITHER: c_int = libc::O_RDONLY;
 
-pub(super) fn open(path: &CStr, flags: c_int) -> io::Result<RawFd> {
-    // SAFETY: the string is null-terminated.
-    check(unsafe { libc::open(path.as_ptr(), flags | libc::O_CLOEXEC) })
+pub(super) fn open(path: &CStr, flags: c_int) -> io::Result<OwnedFd> {
+    // SAFETY: the string is null-terminated. What the call opens, nobody else owns.
+    unsafe {
+        let opened = check(libc::open(path.as_ptr(), flags | libc::O_CLOEXEC))?;
+        Ok(OwnedFd::from_raw_fd(opened))
+    }
 }
 
 /// Has names of users and hosts looked up in files and by DNS only. The static program would load what else the
