@@ -36,6 +36,9 @@ fn main() {
             "--bench" => {} // what cargo gives to every benchmark
             "--help" => {
                 println!("make bench ARGS='[ROUNDS] [start|hyperfine|trips|memory|wake ...]'");
+                println!(
+                    "PGLOCK_BEFORE names another program of pglock's that takes its turns too."
+                );
                 return;
             }
             word => match word.parse() {
@@ -101,6 +104,10 @@ impl Bench {
         }
         let system = PathBuf::from(env!("CARGO_BIN_EXE_pglock"));
         pglocks.push(("pglock, system's libpq", system));
+        // To see what a change costs.
+        if let Some(file) = std::env::var_os("PGLOCK_BEFORE") {
+            pglocks.push(("pglock, before", file.into()));
+        }
         let server = Server::builder()
             .tls("localhost")
             .hba("host all scram 127.0.0.1/32 scram-sha-256")
