@@ -224,7 +224,7 @@ pub(super) fn keep_for_answer(
 }
 
 impl ForkedCall {
-    /// What to give to [`poll`].
+    /// What to give to [`poll()`].
     pub fn wait(&self) -> Wait<'_> {
         Wait::read(self.answer.as_fd())
     }

@@ -54,7 +54,7 @@ impl SharedState {
         self.0.group.store(group, Ordering::SeqCst);
     }
 
-    /// When the group has to be dead, on the clock of [`now`].
+    /// When the group has to be dead, on the clock of [`crate::sys::now`].
     pub fn deadline(&self) -> Option<Moment> {
         let deadline = self.0.deadline.load(Ordering::SeqCst);
         (deadline != u64::MAX).then(|| Moment::after_first(Duration::from_nanos(deadline)))

@@ -505,7 +505,14 @@ fn every_signal_does_what_the_readme_says() {
     for signal in Signal::iterator() {
         let fate = fate(signal);
         let words = ["sh", "-c", "ulimit -c 0; exec \"$0\" \"$@\""];
-        let program = [env!("CARGO_BIN_EXE_pglock"), "sh", "-c", &reporter];
+        // The one before may have been killed, and the server be about to notice.
+        let program = [
+            env!("CARGO_BIN_EXE_pglock"),
+            "--block",
+            "sh",
+            "-c",
+            &reporter,
+        ];
         let run = Pglock::on(&server)
             .without_pglock()
             .command([&words[..], &program].concat())
