@@ -30,5 +30,5 @@ pub use keys::Name;
 pub use query::{Query, Unanswered};
 pub use release::release;
 pub use request_sql::{LockRequest, TURN};
-pub use restart::{HoldOff, RestartCheck, lost_query};
+pub use restart::{HoldOff, RestartCheck, hold_off, lost_query};
 pub use verdict::Verdict;

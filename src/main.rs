@@ -47,12 +47,13 @@
 //! # To change something
 //!
 //! - Add a flag: its row in `cli/flags.rs`, its field in `cli/config.rs`, its row in the README, which a test asks for.
-//!   Help, man page, completions and the variable come by themselves.
+//!   Help, man page, completions and the variable come by themselves. What it does belongs to `acquire/` before the command, to
+//!   `supervise/` with it.
 //! - An exit status: `exit.rs`, likewise.
-//! - The hold-off after a restart: the rule and its SQL are in `lock/restart.rs`; how long it is, is the lease's.
-//! - Another kind of pooler: its words in `server/retry.rs`; that a transaction holds the lock there, `server/session_settings.rs`;
+//! - The hold-off after a restart: the rule, its length and its SQL are in `lock/restart.rs`.
+//! - Another kind of pooler: its words in `server/retry.rs`, with a sample beside each; that a transaction holds the lock there, `server/session_settings.rs`;
 //!   how a waiter goes about it, `acquire/state.rs`. Its tests go to `tests/servers/poolers.rs`.
-//! - The status as JSON: `lock/holders.rs` has the rows, `status.rs` prints them.
+//! - The status as JSON: `lock/holders.rs` has the rows, `status.rs` prints them, `show_status` here chooses.
 //! - A deadline: `lease.rs` for those of the lease, and the two `state.rs` for what they wait for besides.
 //! - A new log line: an effect of the `state.rs` that knows of it, and its words there; `log.rs` has the form of all.
 //! - A call of the kernel's: the room of its subject in `sys/`.

@@ -13,7 +13,7 @@ use std::mem;
 use std::time::Duration;
 
 use crate::cli::config::Wait;
-use crate::lock::{RestartCheck, TURN};
+use crate::lock::{self, RestartCheck, TURN};
 use crate::moment::Moment;
 use crate::server::retry::Again;
 use crate::server::session_settings::LockScope;
@@ -1326,7 +1326,10 @@ impl State {
     /// meanwhile, or be another one, but not for ever. Without a lease none is asked whether it has.
     fn hold_off(&mut self, at: &mut At) -> Order {
         let since = *self.young_since.get_or_insert(at.now);
-        let can_be = self.plan.ttl.is_some_and(|ttl| at.now <= since + ttl);
+        let can_be = self
+            .plan
+            .ttl
+            .is_some_and(|ttl| at.now <= since + lock::hold_off(ttl));
         if self.tried == RestartCheck::HoldOff && can_be {
             self.hold_off_until = None;
             return self.ask(Question::Age { scope: self.scope }, at);
@@ -1346,9 +1349,8 @@ impl State {
         if left.is_zero() {
             return self.attempt(RestartCheck::None, at);
         }
-        // The server's clock may have been set back since it started.
         let ttl = self.plan.ttl.unwrap_or(left);
-        let left = left.min(ttl);
+        let left = left.min(lock::hold_off(ttl));
         if self.plan.wait == Wait::No && is_held {
             return self.name_holders(at);
         }

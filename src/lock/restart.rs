@@ -31,6 +31,12 @@ pub enum RestartCheck {
     None,
 }
 
+/// For how long newcomers hold off after the server has lost all its sessions: until the lease of every holder that there may
+/// have been is over.
+pub fn hold_off(ttl: Duration) -> Duration {
+    ttl
+}
+
 /// What a newcomer is told who asks whether to hold off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HoldOff {
@@ -52,14 +58,14 @@ impl LockRequest {
         dialect: &dyn Dialect,
         scope: LockScope,
     ) -> Result<Query<HoldOff>, Error> {
-        let ttl = self.settings.ttl.unwrap_or_default();
+        let whole = hold_off(self.settings.ttl.unwrap_or_default());
         let mut statements = Statements::new();
         if scope == LockScope::Session {
             statements.add(self.settings.sql(dialect, scope, 0));
         }
         let age = statements.add(format!(
             "select '{}' - extract(epoch from pg_catalog.clock_timestamp() - {}), {}, {}",
-            ttl.as_secs(),
+            whole.as_secs(),
             lost_at_the_latest(dialect),
             is_first_start(dialect),
             self.is_held_sql(dialect)?
@@ -73,7 +79,7 @@ impl LockRequest {
                 // The server's clock may have been set back since it started.
                 time: match is_first {
                     "t" => Duration::ZERO,
-                    _ => left.min(ttl),
+                    _ => left.min(whole),
                 },
                 is_held: answer.field(age, 2) == Some("t"),
             })
@@ -88,10 +94,11 @@ pub fn is_recent(
     check: RestartCheck,
     ttl: Option<Duration>,
 ) -> Option<String> {
-    let ttl = ttl.filter(|_| check == RestartCheck::HoldOff)?.as_secs();
+    let ttl = ttl.filter(|_| check == RestartCheck::HoldOff)?;
+    let whole = hold_off(ttl).as_secs();
     let is_late = |moment: &str| {
         format!(
-            "pg_catalog.timestamptz_gt({moment}, pg_catalog.timestamptz_mi_interval('now', '{ttl} s'))"
+            "pg_catalog.timestamptz_gt({moment}, pg_catalog.timestamptz_mi_interval('now', '{whole} s'))"
         )
     };
     Some(match scope {

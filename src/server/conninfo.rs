@@ -199,8 +199,11 @@ impl fmt::Display for Target {
 /// A name or a list of them, each as it may be shown.
 fn shown(names: &str) -> String {
     let names = names.split(',').map(|name| {
-        secrets::allow(name);
-        secrets::shown(name)
+        let shown = secrets::shown(name);
+        if shown == name {
+            secrets::allow(name);
+        }
+        shown
     });
     names.collect::<Vec<_>>().join(",")
 }
