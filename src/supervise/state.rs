@@ -243,6 +243,17 @@ pub enum Why {
     EndedAlone(Duration),
 }
 
+/// What has ended the session that held the lock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum SessionEnd {
+    /// The server lost all its sessions: nobody has had the lock since.
+    Restart,
+    /// Something that left others their sessions: somebody may have had the lock since.
+    Alone,
+    /// The same, and then the server lost all: somebody may hold the lock by a lease, without a session.
+    AloneBeforeRestart,
+}
+
 /// A line of the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Line {
@@ -717,9 +728,20 @@ impl State {
     }
 
     fn session_lost(&mut self, loss: Loss, reason: String, now: Moment) {
-        self.say(Line::ConnectionLost(self.silence_time(now), reason));
+        let line = Line::ConnectionLost(self.silence_time(now), reason);
         let had_answered = self.lost_at <= self.heard;
         self.link = Link::Gone;
+        // It was the holder when all ended, so nobody has had the lock since, and newcomers hold off. Else the command is
+        // stopped, before anything is said.
+        let freezes = self.stage == Stage::Running
+            && self.ended.is_none()
+            && self.policy.terms.is_some()
+            && self.policy.kill_on_loss
+            && loss != Loss::All;
+        if freezes {
+            self.effects.push(Effect::Signal(Signal::STOP));
+        }
+        self.say(line);
         match self.stage {
             Stage::Running if self.ended.is_some() => {}
             Stage::Running if self.policy.terms.is_none() => {
@@ -727,14 +749,8 @@ impl State {
             }
             Stage::Running => {
                 self.note_loss(loss, now);
-                match loss {
-                    // It was the holder when all ended, so nobody has had the lock since, and newcomers hold off.
-                    Loss::All => {}
-                    Loss::Cut | Loss::One => {
-                        if self.policy.kill_on_loss {
-                            self.freeze();
-                        }
-                    }
+                if freezes {
+                    self.stage = Stage::Frozen;
                 }
                 self.link = Link::Down(self.first_retry_at(loss, had_answered, now));
             }
@@ -888,8 +904,8 @@ impl State {
             Answer::Retake(retake) => self.retake_answered(retake, sent, now),
             Answer::Age(age) => {
                 // Asked of a server that has just answered, it says what there is to know.
-                let restarted = self.was_restarted(age, sent, now).unwrap_or(false);
-                self.retaken(restarted, sent, now);
+                let end = self.end_of_session(age, sent, now);
+                self.retaken(end.unwrap_or(SessionEnd::Alone), sent, now);
             }
             Answer::Holder(age) => self.holder_known(age, now),
             Answer::Check(is_held) => self.checked(is_held, sent, now),
@@ -908,13 +924,18 @@ impl State {
         }
     }
 
-    /// Whether the server has lost all its sessions since its last sign, and the one that held the lock with them.
-    fn was_restarted(&self, age: Duration, sent: Moment, now: Moment) -> Option<bool> {
+    /// What has ended the session that held the lock, by how long ago the server lost all its sessions; `None` where
+    /// the answer was too long under way to tell.
+    fn end_of_session(&self, age: Duration, sent: Moment, now: Moment) -> Option<SessionEnd> {
         let restarted = self.lease()?.was_restarted(age, sent, now)?;
         let served_before = self
             .served_at
             .is_some_and(|served_at| age < sent.since(served_at));
-        Some(restarted && !served_before)
+        Some(match (restarted, served_before) {
+            (false, _) => SessionEnd::Alone,
+            (true, false) => SessionEnd::Restart,
+            (true, true) => SessionEnd::AloneBeforeRestart,
+        })
     }
 
     /// The answer to an attempt to take the lock again, sent at this moment.
@@ -933,8 +954,8 @@ impl State {
                 | Stage::Suspended
                 | Stage::Resuming(_),
                 Retake::Held(age),
-            ) => match self.was_restarted(age, sent, now) {
-                Some(restarted) => self.retaken(restarted, sent, now),
+            ) => match self.end_of_session(age, sent, now) {
+                Some(end) => self.retaken(end, sent, now),
                 // A pooler kept the question until the server was back.
                 None => self.ask(Question::Age, now),
             },
@@ -962,13 +983,17 @@ impl State {
                 Retake::NotReady,
             ) => {
                 self.disconnect();
-                self.link = Link::Down(now + RETRY);
+                self.link = Link::Down(self.next_retry_at(now));
+                // It is asked for again, as long as the lease lasts.
+                if let Stage::Resuming(_) = self.stage {
+                    self.stage = Stage::Frozen;
+                }
             }
         }
     }
 
     /// The lock is held again.
-    fn retaken(&mut self, restarted: bool, sent: Moment, now: Moment) {
+    fn retaken(&mut self, end: SessionEnd, sent: Moment, now: Moment) {
         let time = self.silence_time(now);
         match self.stage {
             Stage::Running
@@ -979,12 +1004,16 @@ impl State {
                 self.renew(sent);
                 if self.lease_is_over(now) {
                     self.kill(Why::RetakenLate, now);
-                } else if restarted {
+                } else if end == SessionEnd::Restart {
                     self.unfreeze();
                     self.say(Line::Restarted(time));
+                } else if end == SessionEnd::AloneBeforeRestart {
+                    // Whoever had it meanwhile may run on, and is about to take it again.
+                    self.kill(Why::EndedAlone(time), now);
                 } else if self.policy.kill_on_loss {
                     self.terminate(Why::EndedAlone(time), now + self.policy.grace);
                 } else {
+                    self.unfreeze();
                     self.say(Line::CarryingOnRetaken(Why::EndedAlone(time)));
                 }
             }
@@ -1044,7 +1073,7 @@ impl State {
                 self.effects.push(Effect::WakeGuardian);
                 self.stage = Stage::Running;
                 if !self.wants_terminal {
-                    self.effects.push(Effect::Continue);
+                    self.continue_command();
                 }
             }
             Stage::Running
@@ -1115,10 +1144,14 @@ impl State {
         if signal == Signal::CONT {
             return self.told_to_continue();
         }
+        // A stopped group would take these only when it is continued: so it is, at once or when it may run again.
+        let awake = [Signal::TERM, Signal::HUP].contains(&signal);
+        if awake {
+            self.stopped_by_user = false;
+            self.wants_terminal = false;
+        }
         match self.stage {
             Stage::Running | Stage::Terminating(_) => {
-                // A stopped group would take these only when it is continued.
-                let awake = [Signal::TERM, Signal::HUP].contains(&signal);
                 self.effects.push(if awake {
                     Effect::SignalAwake(signal)
                 } else {
@@ -1148,7 +1181,7 @@ impl State {
 
     fn told_to_continue(&mut self) {
         match self.stage {
-            Stage::Running | Stage::Terminating(_) => self.effects.push(Effect::Continue),
+            Stage::Running | Stage::Terminating(_) => self.continue_command(),
             // Then the command continues when the lock is known to be held.
             Stage::Frozen => self.stopped_by_user = false,
             Stage::Killed(_) | Stage::Suspending(_) | Stage::Suspended | Stage::Resuming(_) => {}
@@ -1168,10 +1201,15 @@ impl State {
                 Link::Connecting | Link::Down(_) if self.policy.terms.is_some() => {
                     self.stage = Stage::Frozen;
                     self.stopped_by_user = false;
+                    // A command that runs on without its lock need not wait for it.
+                    if !self.policy.kill_on_loss {
+                        self.stage = Stage::Running;
+                        self.continue_command();
+                    }
                 }
                 Link::Gone if self.lock_is_lost => {
                     self.stage = Stage::Running;
-                    self.effects.push(Effect::Continue);
+                    self.continue_command();
                 }
                 Link::Connecting | Link::Down(_) | Link::Gone => self.kill(Why::GoneMeanwhile, now),
             },
@@ -1198,10 +1236,10 @@ impl State {
         Why::Silence(self.silence_time(now), self.reason.clone())
     }
 
-    /// Stops the command until it is known what has become of its lock.
-    fn freeze(&mut self) {
-        self.stage = Stage::Frozen;
-        self.effects.push(Effect::Signal(Signal::STOP));
+    /// Continues the command; that somebody has stopped it counts no more.
+    fn continue_command(&mut self) {
+        self.stopped_by_user = false;
+        self.effects.push(Effect::Continue);
     }
 
     /// Lets a command run on that was frozen, unless somebody else wants it stopped.
@@ -1251,10 +1289,10 @@ impl State {
         self.say(Line::CarryingOn(why));
         self.policy.terms = None;
         match self.stage {
-            Stage::Suspending(_) | Stage::Suspended | Stage::Resuming(_) => {
-                self.effects.push(Effect::Continue);
+            Stage::Frozen | Stage::Suspending(_) | Stage::Suspended | Stage::Resuming(_) => {
+                self.continue_command();
             }
-            Stage::Running | Stage::Frozen | Stage::Terminating(_) | Stage::Killed(_) => {}
+            Stage::Running | Stage::Terminating(_) | Stage::Killed(_) => {}
         }
         self.stage = Stage::Running;
         self.disconnect();

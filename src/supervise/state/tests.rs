@@ -330,8 +330,9 @@ fn a_restart_after_the_server_has_served_again_is_no_excuse() {
     assert_eq!(state.stage, Stage::Frozen);
     state.on(Event::Tick, at(103.4));
     state.on(Event::Connected, at(103.5));
-    state.on(retake(Retake::Held(time(0.2))), at(103.6));
-    assert!(matches!(state.stage, Stage::Terminating(_)));
+    // Who had the lock meanwhile runs on by its lease.
+    let effects = state.on(retake(Retake::Held(time(0.2))), at(103.6));
+    assert!(effects.contains(&Effect::Kill), "{effects:?}");
 }
 
 #[test]
@@ -515,4 +516,77 @@ fn a_command_that_has_its_grace_is_killed_when_somebody_else_has_the_lock() {
     let other = Event::Answered(Answer::Holder(Some(time(1.0))));
     let effects = state.on(other, at(110.0));
     assert!(effects.contains(&Effect::Kill), "{effects:?}");
+}
+
+#[test]
+fn with_no_grace_pglock_is_there_before_its_guardian() {
+    let mut state = state(policy(3.0, 0.0));
+    let effects = state.on(Event::Tick, at(101.9));
+    assert!(effects.contains(&Effect::Kill), "{effects:?}");
+}
+
+#[test]
+fn on_loss_continue_continues_what_its_user_had_stopped() {
+    let mut continues = policy(15.0, 5.0);
+    continues.kill_on_loss = false;
+    for answer in [
+        Retake::Held(time(1e6)),
+        Retake::Held(time(0.1)),
+        Retake::Busy,
+    ] {
+        let mut state = lost_so(continues, Loss::Cut, 103.0);
+        let mut effects = state.on(Event::CommandStopped(Signal::TSTP, false), at(103.1));
+        effects.extend(state.on(Event::Woken(true), at(104.0)));
+        effects.extend(state.on(Event::Connected, at(104.1)));
+        effects.extend(state.on(retake(answer), at(104.2)));
+        effects.extend(state.on(Event::Answered(Answer::Holder(None)), at(104.3)));
+        effects.extend(state.on(Event::Tick, at(120.0)));
+        let last = effects.iter().rev().find(|effect| {
+            [
+                Effect::Continue,
+                Effect::Signal(Signal::CONT),
+                Effect::Signal(Signal::STOP),
+            ]
+            .contains(effect)
+        });
+        assert_ne!(
+            last,
+            Some(&Effect::Signal(Signal::STOP)),
+            "{answer:?} {effects:?}"
+        );
+    }
+}
+
+#[test]
+fn a_stopped_command_that_is_told_to_end_meanwhile_is_continued_when_it_may_run() {
+    let mut alone = policy(15.0, 5.0);
+    alone.has_terminal = false;
+    let mut state = state(alone);
+    state.on(Event::CommandStopped(Signal::STOP, false), at(102.0));
+    state.on(lost(Loss::Cut), at(103.0));
+    state.on(Event::Signal(Signal::TERM), at(103.1));
+    state.on(Event::Connected, at(103.2));
+    let effects = state.on(retake(Retake::Held(time(0.1))), at(103.3));
+    assert!(
+        effects.contains(&Effect::Signal(Signal::CONT)),
+        "{effects:?}"
+    );
+}
+
+#[test]
+fn a_command_that_pglock_has_continued_is_not_taken_for_stopped() {
+    let mut state = state(policy(15.0, 5.0));
+    state.on(Event::CommandStopped(Signal::TSTP, false), at(101.0));
+    state.on(Event::Answered(Answer::Alive), at(101.1));
+    state.on(Event::Woken(true), at(102.0));
+    let effects = state.on(Event::Answered(Answer::Check(true)), at(102.1));
+    assert!(effects.contains(&Effect::Continue), "{effects:?}");
+    // Before it is told that the command was continued.
+    state.on(lost(Loss::Cut), at(102.1));
+    state.on(Event::Connected, at(102.2));
+    let effects = state.on(retake(Retake::Held(time(0.05))), at(102.3));
+    assert!(
+        effects.contains(&Effect::Signal(Signal::CONT)),
+        "{effects:?}"
+    );
 }
