@@ -178,13 +178,12 @@ impl Bench {
         logged.splice(0..0, words(&[&["env", "PGOPTIONS=-c log_statement=all"]]));
         run_to_end(&logged);
         let log = self.server.log();
-        let call = log.lines().find_map(|line| {
-            line.split_once("statement: ")?
-                .1
-                .strip_prefix("select case when ")
+        let calls = log.lines().filter_map(|line| {
+            let (_, query) = line.split_once("statement: ")?;
+            query.contains("; select case when ").then_some(query)
         });
-        let call = call.expect("the lock call in the server's log");
-        format!("select case when {}", call.replacen("int4ne", "int4eq", 1))
+        let call = calls.last().expect("the lock call in the server's log");
+        call.replacen("int4ne", "int4eq", 1)
     }
 
     fn pglock(&self, program: &Path, at: At, flags: &[&str], command: &[&str]) -> Vec<String> {
