@@ -109,7 +109,14 @@ fn wait(log: &str, run: &str) {
         thread::sleep(Duration::from_micros(500));
     }
     if overlaps {
-        note(log, "over", run, now());
+        let time = now();
+        // Here, too, the caller may have been stopped, or not have got its turn.
+        note(
+            log,
+            "over",
+            run,
+            if time - last > PAUSE { last } else { time },
+        );
     }
 }
 
