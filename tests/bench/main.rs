@@ -178,11 +178,13 @@ impl Bench {
         logged.splice(0..0, words(&[&["env", "PGOPTIONS=-c log_statement=all"]]));
         run_to_end(&logged);
         let log = self.server.log();
-        let calls = log.lines().filter_map(|line| {
+        let mut calls = log.lines().filter_map(|line| {
             let (_, query) = line.split_once("statement: ")?;
             query.contains("; select case when ").then_some(query)
         });
-        let call = calls.last().expect("the lock call in the server's log");
+        let call = calls
+            .next_back()
+            .expect("the lock call in the server's log");
         call.replacen("int4ne", "int4eq", 1)
     }
 
