@@ -40,7 +40,7 @@ const FRESH: Duration = Duration::from_secs(2);
 const DYING: Duration = Duration::from_secs(2);
 /// How long a command without a lease stays stopped, after pglock was, until the server says that the lock is held.
 const RESUME: Duration = Duration::from_secs(2);
-/// How often to look whether the rest of a command's group is gone: no event tells.
+/// How often to look whether the rest of a command's group is gone, or has been continued: no event tells.
 const LOOK: Duration = Duration::from_millis(20);
 /// When to rename a session that has waited. By then the command runs: while it is being started, an answer
 /// on the connection would look as if the server had ended the session.
@@ -523,7 +523,7 @@ impl State {
             Link::Down(retry_at) => self.reconnects().then_some(retry_at),
             Link::Asked(..) | Link::Connecting | Link::Gone => None,
         };
-        let look = self.looks_at_group().then(|| now + LOOK);
+        let look = (self.looks_at_group() || self.is_frozen()).then(|| now + LOOK);
         [stage, link, look].into_iter().flatten().min()
     }
 
@@ -668,8 +668,9 @@ impl State {
         match self.stage {
             // Again and again: a member of the group may have been starting another.
             Stage::Killed(_) => self.effects.push(Effect::Kill),
+            // Or somebody continues it; only of the command itself is that an event.
+            Stage::Frozen => self.effects.push(Effect::Signal(Signal::STOP)),
             Stage::Running
-            | Stage::Frozen
             | Stage::Terminating(_)
             | Stage::Suspending(_)
             | Stage::Suspended

@@ -320,6 +320,21 @@ fn a_frozen_command_that_somebody_continues_is_stopped_again() {
 }
 
 #[test]
+fn a_child_of_a_frozen_command_that_somebody_continues_is_stopped_again() {
+    let server = Server::new();
+    let proxy = Proxy::new(&server);
+    let script = "sleep 1000 & echo ready; wait";
+    let (run, command) = frozen(&proxy, Pglock::at(proxy.port()).flags(LONG), script);
+    let child = command_of(command);
+    for _ in 0..20 {
+        kill(child, Signal::SIGCONT).expect("continue the child");
+        wait_for_state("the child", child, "T");
+    }
+    proxy.accept();
+    run.wait().assert_status(124);
+}
+
+#[test]
 fn a_frozen_command_is_told_to_end_and_does_so_in_its_grace() {
     let server = Server::new();
     for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
