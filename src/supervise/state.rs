@@ -729,7 +729,6 @@ impl State {
     }
 
     fn session_lost(&mut self, loss: Loss, reason: String, now: Moment) {
-        let line = Line::ConnectionLost(self.silence_time(now), reason);
         let had_answered = self.lost_at <= self.heard;
         self.link = Link::Gone;
         // It was the holder when all ended, so nobody has had the lock since, and newcomers hold off. Else the command is
@@ -742,7 +741,9 @@ impl State {
         if freezes {
             self.effects.push(Effect::Signal(Signal::STOP));
         }
-        self.say(line);
+        if had_answered {
+            self.say(Line::ConnectionLost(self.silence_time(now), reason.clone()));
+        }
         match self.stage {
             Stage::Running if self.ended.is_some() => {}
             Stage::Running if self.policy.terms.is_none() => {
@@ -773,6 +774,10 @@ impl State {
                 self.link = Link::Down(now);
             }
             Stage::Resuming(_) => self.kill(Why::GoneMeanwhile, now),
+        }
+        if !had_answered {
+            // It was one more attempt to reach the server.
+            self.reason = Some(reason);
         }
     }
 

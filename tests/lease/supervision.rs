@@ -492,6 +492,9 @@ fn a_server_that_lets_in_and_closes_at_once_is_not_tried_without_a_pause() {
         proxy.strike(What::Close);
         let output = run.wait();
         output.assert_status(124);
+        let said = output.stderr();
+        assert_eq!(said.matches("connection to the server was lost").count(), 1);
+        assert!(said.contains(" s (") && said.contains("server closed the connection"));
         let attempts = proxy.traffic().len() - 1;
         assert!(
             (3..=12).contains(&attempts),
