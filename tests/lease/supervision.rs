@@ -607,7 +607,7 @@ fn a_command_without_grace_is_killed_by_pglock_and_not_by_the_guardian() {
     let server = Server::new();
     let proxy = Proxy::new(&server);
     let flags = ["--ttl", "3", "--grace", "0", "--lockid"];
-    let runs: Vec<Running> = (1..=8)
+    let runs: Vec<Running> = (1..=20)
         .map(|id: u32| {
             let pglock = Pglock::at(proxy.port()).flags(flags);
             start(pglock.flag(id.to_string()), SINGLE)

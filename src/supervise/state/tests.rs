@@ -255,7 +255,9 @@ fn each_pair_of_stage_and_event_is_decided_as_the_table_says() {
             let mut state = state(policy(POLICY.0, POLICY.1));
             state.stage = stage;
             state.link = link;
-            state.lost_at = at(NOW - 0.5);
+            // A session that is there has answered since; where there is none it was lost a moment ago.
+            let lost_at = if link == Link::Idle { HEARD } else { NOW - 0.5 };
+            state.lost_at = at(lost_at);
             state.heard = at(HEARD);
             state.was_told = true;
             let effects = state.on(event.clone(), at(NOW));
@@ -519,13 +521,6 @@ fn a_command_that_has_its_grace_is_killed_when_somebody_else_has_the_lock() {
 }
 
 #[test]
-fn with_no_grace_pglock_is_there_before_its_guardian() {
-    let mut state = state(policy(3.0, 0.0));
-    let effects = state.on(Event::Tick, at(101.9));
-    assert!(effects.contains(&Effect::Kill), "{effects:?}");
-}
-
-#[test]
 fn on_loss_continue_continues_what_its_user_had_stopped() {
     let mut continues = policy(15.0, 5.0);
     continues.kill_on_loss = false;
@@ -589,4 +584,15 @@ fn a_command_that_pglock_has_continued_is_not_taken_for_stopped() {
         effects.contains(&Effect::Signal(Signal::CONT)),
         "{effects:?}"
     );
+}
+
+#[test]
+fn a_command_without_grace_is_killed_before_the_guardian_would() {
+    for (grace, told_at) in [(0.0, 113.9), (1.0, 113.0)] {
+        let mut state = state(policy(15.0, grace));
+        state.on(Event::Tick, at(told_at - 0.01));
+        assert_eq!(state.stage, Stage::Running);
+        let effects = state.on(Event::Tick, at(told_at));
+        assert_eq!(effects.contains(&Effect::Kill), grace == 0.0);
+    }
 }
