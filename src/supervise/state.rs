@@ -391,7 +391,7 @@ pub struct State {
     rename_at: Option<Moment>,
     /// How long the next attempt to reach the server may take.
     patience: Duration,
-    /// How often in a row it was tried to no avail, though somebody was there.
+    /// How many sessions in a row came to nothing, though somebody was there: they ended before a beat was answered.
     losses: u32,
     /// When the session was lost that held the lock.
     lost_at: Moment,
@@ -796,23 +796,27 @@ impl State {
 
     /// When to try again after the loss of the session that held the lock.
     fn first_retry_at(&mut self, loss: Loss, had_answered: bool, now: Moment) -> Moment {
-        if !had_answered {
-            return self.next_retry_at(now);
-        }
+        // At once, unless the session before it had come to nothing too: a server may grant the lock and close.
+        let retry_at = if had_answered && self.losses == 0 {
+            self.losses = 1;
+            now
+        } else {
+            self.next_retry_at(now)
+        };
         match loss {
             // A pooler passes on what its server has said.
-            Loss::One | Loss::All if self.policy.pooled => {
+            Loss::One | Loss::All if self.policy.pooled && had_answered => {
                 // In time for the answer, too.
                 let until = self.terminate_at().unwrap_or(now);
-                now + POOLED_RETRY.min(until.since(now) / 2)
+                retry_at.max(now + POOLED_RETRY.min(until.since(now) / 2))
             }
-            Loss::Cut | Loss::One | Loss::All => now,
+            Loss::Cut | Loss::One | Loss::All => retry_at,
         }
     }
 
-    /// When to try again where an attempt has led to a session that answered nothing, or to none for a reason that lasts.
+    /// When to try again where an attempt has led to a session that came to nothing, or to none for a reason that lasts.
     fn next_retry_at(&mut self, now: Moment) -> Moment {
-        let pause = RETRY * 2_u32.pow(self.losses.min(10));
+        let pause = RETRY * 2_u32.pow(self.losses.saturating_sub(1).min(10));
         self.losses += 1;
         now + pause.min(LONGEST_RETRY)
     }
@@ -899,7 +903,11 @@ impl State {
         self.link = Link::Idle;
         match answer {
             Answer::Alive => match question {
-                Question::Beat | Question::Rename => self.renew(sent),
+                Question::Beat => {
+                    self.losses = 0;
+                    self.renew(sent);
+                }
+                Question::Rename => self.renew(sent),
                 Question::Lift => self.lifted(),
                 Question::Retake
                 | Question::Age
@@ -921,7 +929,6 @@ impl State {
     /// The server has answered a message sent at this moment.
     fn renew(&mut self, sent: Moment) {
         self.heard = self.heard.max(sent);
-        self.losses = 0;
         self.reason = None;
         if let Some(lease) = self.lease()
             && self.policy.kill_on_loss

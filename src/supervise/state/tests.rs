@@ -431,6 +431,51 @@ fn a_server_that_lets_in_and_closes_is_left_alone_for_longer_and_longer() {
 }
 
 #[test]
+fn a_server_that_grants_the_lock_and_closes_is_left_alone_for_longer_and_longer() {
+    let answers = [
+        (Question::Retake, retake(Retake::Held(time(1e6)))),
+        (Question::Rename, Event::Answered(Answer::Alive)),
+    ];
+    for rename in [false, true] {
+        let mut state = state(Policy {
+            kill_on_loss: false,
+            rename,
+            ..policy(60.0, 5.0)
+        });
+        let mut now = 103.0;
+        state.on(lost(Loss::Cut), at(now));
+        assert_eq!(state.link, Link::Connecting, "the first time at once");
+        let mut sessions = 0;
+        while now < 113.0 {
+            if state.link == Link::Connecting {
+                sessions += 1;
+                state.on(Event::Connected, at(now));
+                for (question, answer) in &answers[..1 + usize::from(rename)] {
+                    assert_eq!(state.asked(), Some(*question));
+                    state.on(answer.clone(), at(now));
+                }
+                state.on(lost(Loss::Cut), at(now));
+            }
+            now += 0.01;
+            state.on(Event::Tick, at(now));
+        }
+        assert!((10..20).contains(&sessions), "{sessions}");
+    }
+}
+
+#[test]
+fn after_a_session_that_was_of_use_the_first_attempt_comes_at_once() {
+    let mut state = lost_so(policy(15.0, 5.0), Loss::All, 103.0);
+    state.on(Event::Connected, at(103.0));
+    state.on(retake(Retake::Held(time(0.1))), at(103.0));
+    state.on(Event::Tick, at(108.0));
+    assert_eq!(state.asked(), Some(Question::Beat));
+    state.on(Event::Answered(Answer::Alive), at(108.0));
+    state.on(lost(Loss::All), at(108.1));
+    assert_eq!(state.link, Link::Connecting);
+}
+
+#[test]
 fn a_pooler_whose_server_has_gone_is_left_alone_for_a_while() {
     let pooled = Policy {
         pooled: true,
