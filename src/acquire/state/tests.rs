@@ -809,7 +809,19 @@ fn a_signal_in_any_phase_is_the_end() {
             "trying, pooled" | "leaving a transaction" => &["withdraw", "roll back"],
             "connecting beside" => &["release"],
             "fetching token" => &["withdraw", "roll back", "release"],
-            _ => &[],
+            "ready"
+            | "connecting"
+            | "before a turn"
+            | "before an attempt"
+            | "before a round"
+            | "holding off"
+            | "cancelling"
+            | "withdrawing"
+            | "withdrawing, pooled"
+            | "rolling back"
+            | "releasing"
+            | "done" => &[],
+            other => panic!("{other} is not decided"),
         };
         assert_eq!(orders, before, "{name}");
     }
