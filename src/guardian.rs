@@ -9,19 +9,18 @@
 //!
 //! What leaves the command's process group is out of its reach.
 
+mod rule;
+
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
+use self::rule::{Event, Order, State, View};
+use crate::moment::Moment;
 use crate::sys::{self, Pid, Report, SharedState, Signal};
 
-/// How long to wait for a killed group to be gone, where no lease says how long the server keeps the
-/// lock: it may hang in the kernel, or nobody may wait for its processes.
-const LONGEST_WAIT: Duration = Duration::from_secs(10);
 /// How often to look again where no event tells.
 const LOOK: Duration = Duration::from_millis(1);
-/// How often to look for a group that is not there yet although its deadline has passed.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// How long a guardian may take to be there before a command is started. The machine may be busy.
 pub const LONG_WAY: Duration = Duration::from_secs(5);
@@ -129,39 +128,56 @@ impl Drop for Guardian {
 
 /// What the guardian does, with its end of the pipe.
 fn run(shared: &SharedState, pglock: Pid, end: BorrowedFd) {
+    let mut state = State::Watching;
+    let mut event = Event::Look;
     loop {
-        let deadline = shared.deadline().filter(|_| !shared.has_fired());
-        let now = sys::now();
-        let alarm = match deadline {
-            // A command that would be started now sees for itself that it is late.
-            Some(deadline) if deadline <= now && shared.group().is_none() => Some(now + LOOK_AGAIN),
-            deadline => deadline,
+        // What pglock may have moved meanwhile is looked at each time.
+        let group = shared.group();
+        let view = View {
+            has_group: group.is_some(),
+            deadline: shared.deadline(),
+            has_fired: shared.has_fired(),
         };
-        if sys::wait_until(end, alarm).unwrap_or(true) {
-            match sys::read_byte(end) {
-                Ok(Some(DISMISS)) => return,
-                Ok(Some(_)) => continue,
-                Ok(None) => break,
-                // It cannot see the pipe, but whose child it is.
-                Err(_) if !sys::has_parent(pglock) => break,
-                Err(_) => sys::pause(LOOK),
+        let kill = || {
+            if let Some(group) = group {
+                let _ = sys::signal_group(group, Signal::KILL);
             }
-        }
-        // Looked at again, for pglock may have moved it meanwhile.
-        if let Some(group) = shared.group()
-            && shared.deadline().is_some_and(|then| then <= sys::now())
-        {
-            shared.set_fired();
-            let _ = sys::signal_group(group, Signal::KILL);
-        }
+        };
+        event = match state.on(event, view, sys::now()) {
+            Order::Watch(until) => watch(pglock, end, until),
+            Order::Fire => {
+                shared.set_fired();
+                kill();
+                Event::Look
+            }
+            Order::Kill => {
+                kill();
+                if group.is_some_and(sys::group_is_alive) {
+                    sys::pause(LOOK);
+                    Event::Look
+                } else {
+                    Event::GroupGone
+                }
+            }
+            Order::End => return,
+        };
     }
-    let until = shared.deadline().unwrap_or(sys::now() + LONGEST_WAIT);
-    while let Some(group) = shared.group() {
-        // Again and again: a member may be starting another.
-        let _ = sys::signal_group(group, Signal::KILL);
-        if !sys::group_is_alive(group) || sys::now() > until {
-            break;
+}
+
+/// Waits for what the pipe to pglock has to say.
+fn watch(pglock: Pid, end: BorrowedFd, until: Option<Moment>) -> Event {
+    if !sys::wait_until(end, until).unwrap_or(true) {
+        return Event::Look;
+    }
+    match sys::read_byte(end) {
+        Ok(Some(DISMISS)) => Event::Dismissed,
+        Ok(Some(_)) => Event::Look,
+        Ok(None) => Event::Orphaned,
+        // It cannot see the pipe, but whose child it is.
+        Err(_) if !sys::has_parent(pglock) => Event::Orphaned,
+        Err(_) => {
+            sys::pause(LOOK);
+            Event::Look
         }
-        sys::pause(LOOK);
     }
 }

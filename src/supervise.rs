@@ -4,6 +4,7 @@
 mod asked;
 mod end;
 mod link;
+mod reason;
 mod reconnect;
 mod state;
 

@@ -3,10 +3,11 @@
 use std::ffi::CStr;
 use std::time::Duration;
 
-use super::state::{Answer, Question, Retake};
+use super::reason::loss;
+use super::state::{Answer, Event, Question, Retake};
 use crate::lock::{self, Lock, Query, Retaken, Unanswered, Verdict};
-use crate::pq::{Connection, Error, Outcome};
-use crate::server::session_name;
+use crate::pq::{Error, Outcome};
+use crate::server::dialect::Dialect;
 
 /// A question that was sent, to be kept until its answer comes.
 pub enum Asked {
@@ -28,7 +29,7 @@ impl Asked {
     pub fn new(
         question: Question,
         lock: Lock,
-        connection: &Connection,
+        dialect: &dyn Dialect,
         backend: i32,
         name: Option<&str>,
     ) -> Self {
@@ -36,16 +37,15 @@ impl Asked {
             // Every question is a sign of life; with nothing to ask an empty one will do.
             Question::Beat => Self::Sign(Query::sign_of_life()),
             Question::Rename => {
-                let name = name.filter(|_| session_name::is_label(connection));
-                let rename = name.and_then(|name| lock.rename_query(connection, name).ok());
+                let rename = name.and_then(|name| lock.rename_query(dialect, name).ok());
                 Self::Sign(rename.unwrap_or_else(Query::sign_of_life))
             }
-            Question::Retake => Self::Retake(lock.retake_query(connection)),
-            Question::Age => Self::Age(lock::lost_query(connection)),
+            Question::Retake => Self::Retake(lock.retake_query(dialect)),
+            Question::Age => Self::Age(lock::lost_query(dialect)),
             Question::Holder => Self::Holder(lock.holder_query(backend)),
-            Question::Evict => Self::Retake(lock.evict_query(connection, backend)),
-            Question::Lift => Self::Sign(lock.lift_query(connection)),
-            Question::Check => Self::Check(lock.check_query(connection)),
+            Question::Evict => Self::Retake(lock.evict_query(dialect, backend)),
+            Question::Lift => Self::Sign(lock.lift_query(dialect)),
+            Question::Check => Self::Check(lock.check_query(dialect)),
         }
     }
 
@@ -60,22 +60,16 @@ impl Asked {
         }
     }
 
-    /// What the answer means.
-    ///
-    /// # Errors
-    /// The server refused what it cannot refuse: the session is of no use any more.
-    pub fn read(&self, outcomes: &[Outcome]) -> Result<Answer, Error> {
-        Ok(match self {
-            Self::Sign(query) => match query.read(outcomes) {
-                Ok(()) => Answer::Alive,
-                Err(unanswered) => return Err(unanswered.into()),
-            },
+    /// What the answer means. One by which the server refuses what it cannot refuse is the end of the session, as any
+    /// answer to a sign of life that is none.
+    pub fn read(&self, outcomes: &[Outcome]) -> Event {
+        let answer = match self {
+            Self::Sign(query) => query.read(outcomes).map(|()| Answer::Alive),
             Self::Age(query) => match query.read(outcomes) {
-                Ok(age) => Answer::Age(age),
-                Err(Unanswered::Refused(error)) => return Err(error),
-                Err(Unanswered::Senseless(_)) => Answer::Age(Duration::MAX),
+                Err(Unanswered::Senseless(_)) => Ok(Answer::Age(Duration::MAX)),
+                age => age.map(Answer::Age),
             },
-            Self::Retake(query) => Answer::Retake(match query.read(outcomes) {
+            Self::Retake(query) => Ok(Answer::Retake(match query.read(outcomes) {
                 Ok(Retaken { age, verdict }) => match verdict {
                     Verdict::Held(..) => Retake::Held(age),
                     Verdict::Busy | Verdict::QueueHead => Retake::Busy,
@@ -86,11 +80,19 @@ impl Asked {
                 },
                 // A server that is shutting down, say.
                 Err(_) => Retake::NotReady,
-            }),
-            Self::Holder(query) => Answer::Holder(query.read(outcomes).ok().flatten()),
-            Self::Check(query) => {
-                Answer::Check(matches!(query.read(outcomes), Ok(Verdict::Held(..))))
+            })),
+            Self::Holder(query) => Ok(Answer::Holder(query.read(outcomes).ok().flatten())),
+            Self::Check(query) => Ok(Answer::Check(matches!(
+                query.read(outcomes),
+                Ok(Verdict::Held(..))
+            ))),
+        };
+        match answer {
+            Ok(answer) => Event::Answered(answer),
+            Err(unanswered) => {
+                let error = Error::from(unanswered);
+                Event::SessionLost(loss(&error), error.message)
             }
-        })
+        }
     }
 }

@@ -6,11 +6,13 @@ use std::time::Duration;
 
 use super::Supervisor;
 use super::asked::Asked;
-use super::reconnect::{self, Failure, Reconnect, barrier, loss};
+use super::reason::{barrier, loss};
+use super::reconnect::{self, Failure, Reconnect};
 use super::state::{Answer, Barrier, Event, Loss, Question, Retake};
 use crate::guardian::Guardian;
 use crate::pq::{self, Outcome};
 use crate::server::session::{self, Session};
+use crate::server::session_name;
 use crate::sys;
 
 /// What there is of a connection.
@@ -100,7 +102,10 @@ impl Supervisor<'_> {
             return Some(Event::SessionLost(Loss::Cut, "there is none".to_owned()));
         };
         let (lock, backend) = (self.lock, self.backend_pid);
-        let name = self.name.as_deref();
+        // A name of the user's choice stays.
+        let name = self.name.as_deref().filter(|_| {
+            question == Question::Rename && session_name::is_label(session.connection())
+        });
         let query = Asked::new(question, lock, session.connection(), backend, name);
         let sent = session.ask(query.sql());
         *asked = Some(query);
@@ -119,7 +124,7 @@ impl Supervisor<'_> {
                 self.wire = Wire::Up(session, asked);
                 match step {
                     Ok(Some(session::Event::Answered(outcomes))) => {
-                        answered.and_then(|asked| self.answered(&asked, &outcomes))
+                        answered.map(|asked| self.answered(&asked, &outcomes))
                     }
                     Ok(Some(session::Event::Connected) | None) => None,
                     Err(error) => Some(self.lost(&error)),
@@ -144,7 +149,7 @@ impl Supervisor<'_> {
                     Err(error) => {
                         self.wire = Wire::None;
                         self.say_unguarded(&error);
-                        Event::NotConnected(Barrier::Refused, error.to_string())
+                        Event::NotConnected(Barrier::Unguarded, error.to_string())
                     }
                 }
             }
@@ -165,22 +170,20 @@ impl Supervisor<'_> {
     }
 
     /// Reads an answer to what was asked.
-    pub(super) fn answered(&mut self, asked: &Asked, outcomes: &[Outcome]) -> Option<Event> {
+    pub(super) fn answered(&mut self, asked: &Asked, outcomes: &[Outcome]) -> Event {
         if self.guardian.is_none()
             && let Err(error) = self.spawn_guardian()
         {
             self.say_unguarded(&error);
         }
-        Some(match asked.read(outcomes) {
-            Ok(answer) => {
-                if let (Answer::Retake(Retake::Held(_)), Wire::Up(session, _)) =
-                    (&answer, &self.wire)
-                {
-                    self.backend_pid = session.connection().backend_pid();
-                }
-                Event::Answered(answer)
-            }
-            Err(error) => self.lost(&error),
-        })
+        let event = asked.read(outcomes);
+        if let Event::SessionLost(..) = event {
+            self.wire = Wire::None;
+        } else if let (Event::Answered(Answer::Retake(Retake::Held(_))), Wire::Up(session, _)) =
+            (&event, &self.wire)
+        {
+            self.backend_pid = session.connection().backend_pid();
+        }
+        event
     }
 }

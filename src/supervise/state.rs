@@ -132,6 +132,8 @@ pub enum Barrier {
     Denied,
     /// This client is not let in, be it by a pooler or by what there is on the way, or cannot connect.
     Refused,
+    /// It has let this client in, but there is no guardian to be bound to the session.
+    Unguarded,
     /// No answer in time.
     Silence,
 }
@@ -830,8 +832,14 @@ impl State {
 
     fn not_connected(&mut self, barrier: Barrier, reason: String, now: Moment) {
         self.reason = Some(reason);
-        if barrier == Barrier::Denied {
-            self.note_service(now);
+        match barrier {
+            Barrier::Denied | Barrier::Unguarded => self.note_service(now),
+            Barrier::NotServing
+            | Barrier::Starting
+            | Barrier::Down
+            | Barrier::Unreachable
+            | Barrier::Refused
+            | Barrier::Silence => {}
         }
         if let Link::Connecting = self.link {
             self.link = match barrier {
@@ -843,7 +851,9 @@ impl State {
                     Link::Down(now + RETRY)
                 }
                 // It would do so again.
-                Barrier::Denied | Barrier::Refused => Link::Down(self.next_retry_at(now)),
+                Barrier::Denied | Barrier::Refused | Barrier::Unguarded => {
+                    Link::Down(self.next_retry_at(now))
+                }
             };
         }
         match self.stage {
@@ -859,7 +869,9 @@ impl State {
                     Barrier::Starting | Barrier::Down => self.was_told || self.goes_down,
                     // It went down and is down: something else in the way would be a strange chance.
                     Barrier::Unreachable => self.goes_down,
-                    Barrier::Denied | Barrier::Refused | Barrier::Silence => false,
+                    Barrier::Denied | Barrier::Refused | Barrier::Unguarded | Barrier::Silence => {
+                        false
+                    }
                 };
                 if all_are_gone && speaks_of_loss {
                     self.unfreeze();

@@ -102,6 +102,11 @@ fn events() -> Vec<(&'static str, Link, Event)> {
             not_connected(Barrier::Refused),
         ),
         (
+            "not connected: unguarded",
+            Link::Connecting,
+            not_connected(Barrier::Unguarded),
+        ),
+        (
             "not connected: silence",
             Link::Connecting,
             not_connected(Barrier::Silence),
