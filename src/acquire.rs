@@ -1,6 +1,7 @@
 //! From a [`Config`] to a held lock: connect, try, and wait; or to who holds it. [`state`] decides; here is done what it
 //! orders, one thing at a time, and what comes of that is its next event.
 
+mod asked;
 mod dial;
 mod exchange;
 mod state;
@@ -10,8 +11,9 @@ pub use state::AcquireError;
 use std::fmt;
 use std::time::Duration;
 
+use self::asked::{host_error, lost};
 use self::exchange::Exchange;
-use self::state::{Dial, Ending, Event, Goal, HostError, Line, Loss, Order, Plan, State, Taken};
+use self::state::{Dial, Ending, Event, Goal, Line, Order, Plan, State, Taken};
 use self::state::{Step, Welcome};
 use crate::cli::config::{Config, Wait};
 use crate::held::Held;
@@ -20,9 +22,8 @@ use crate::lock::Lock;
 use crate::lock::holders::Row;
 use crate::log::Log;
 use crate::moment::Moment;
-use crate::pq::{Conninfo, Error};
+use crate::pq::Conninfo;
 use crate::server::conninfo::Target;
-use crate::server::retry;
 use crate::server::session::Session;
 use crate::server::session_settings::LockScope;
 use crate::server::wait::{self, Interrupt};
@@ -199,10 +200,7 @@ impl<'a> Attempt<'a> {
         match wait::pause(self.signals, until) {
             Ok(()) | Err(Interrupt::Late) => Event::Passed,
             Err(Interrupt::Signal(signal)) => Event::Signal(signal),
-            Err(Interrupt::Failed(error)) => Event::Lost(Loss {
-                error: host_error(&error),
-                is_statement_mode: false,
-            }),
+            Err(Interrupt::Failed(error)) => lost(&error),
         }
     }
 
@@ -255,25 +253,6 @@ fn welcome(session: &Session) -> Welcome {
         version: version.unwrap_or_default(),
         place: connection.place(),
         cockroach: connection.reported(c"crdb_version"),
-    }
-}
-
-/// That something failed at one host, in the words of the server, the pooler or libpq.
-fn host_error(error: &Error) -> HostError {
-    HostError {
-        message: format!("{error}{}", advice(error)),
-        again: retry::again(error),
-    }
-}
-
-/// What to do about it, where libpq's words do not say.
-fn advice(error: &Error) -> &'static str {
-    if error.message.contains("no password supplied") {
-        " (PGLOCK_PASS or a password file has it)"
-    } else if error.sqlstate.as_deref() == Some("42501") && error.message.contains("plpgsql") {
-        " (to wait for a lock takes it: grant usage on language plpgsql)"
-    } else {
-        ""
     }
 }
 

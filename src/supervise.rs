@@ -6,6 +6,7 @@ mod end;
 mod link;
 mod reason;
 mod reconnect;
+mod start;
 mod state;
 
 use std::collections::VecDeque;
@@ -15,6 +16,7 @@ use std::time::Duration;
 
 use self::end::give_up;
 use self::link::Wire;
+use self::start::Obstacle;
 use self::state::{Effect, Event, Policy, State};
 use crate::cli::config::Config;
 use crate::command::{Command, Words};
@@ -69,16 +71,11 @@ pub fn run(
             if let Some(terminal) = in_foreground {
                 terminal.give_to(own_group);
             }
-            // pglock may have been frozen since it got the lock, and the server, which says nothing unasked but
-            // that it ends the session, may be going down. Nothing has been asked yet.
-            let errno = if lease.is_some_and(|lease| lease.kill_at() <= sys::now()) {
-                sys::ETIME
-            } else if socket.is_some_and(sys::is_readable_now) {
-                sys::ECONNRESET
-            } else {
-                return Ok(());
-            };
-            Err(io::Error::from_raw_os_error(errno))
+            let has_news = socket.is_some_and(sys::is_readable_now);
+            match Obstacle::find(lease, has_news, sys::now()) {
+                Some(obstacle) => Err(obstacle.error()),
+                None => Ok(()),
+            }
         },
     );
     let command = match started {

@@ -1,50 +1,23 @@
 //! One question and its answer on a session, and what there is to do with a question whose answer is not waited for.
 
-use std::ffi::CStr;
 use std::io;
 
-use super::host_error;
-use super::state::{Age, Answer, Event, Loss, Question, Refusal, Verdict};
+use super::asked::{Asked, Reading, lost};
+use super::state::{Answer, Event, Question, Verdict};
 use crate::cli::config::Config;
 use crate::guardian::{Guardian, LONG_WAY};
 use crate::lease::Lease;
-use crate::lock::holders::{self, Holders, Row};
-use crate::lock::{self, HoldOff, Lock, LockRequest, Query, Unanswered};
+use crate::lock::holders::Row;
+use crate::lock::{self, Lock, LockRequest};
 use crate::moment::Moment;
 use crate::pq::{Error, Outcome};
-use crate::server::retry;
 use crate::server::session::{self, Session};
-use crate::server::session_settings::{LockScope, SessionSettings};
+use crate::server::session_settings::SessionSettings;
 use crate::server::wait::{self, Interrupt, next_event};
-use crate::status;
 use crate::sys::{SharedState, Signals};
 
-/// A question as it is put to the server, which knows what its answer means.
-enum Asked {
-    /// For the lock, to be bound to this.
-    Verdict(Query<lock::Verdict>, LockScope),
-    Age(Query<HoldOff>),
-    Holders(Query<Holders>),
-    Token(Query<u64>),
-    Listing(Query<Holders>),
-    /// For the end of a transaction.
-    Rollback,
-    /// For a sign of life.
-    Renew(Query<()>),
-}
-
-impl Asked {
-    fn sql(&self) -> &CStr {
-        match self {
-            Self::Verdict(query, _) => query.sql(),
-            Self::Age(query) => query.sql(),
-            Self::Holders(query) | Self::Listing(query) => query.sql(),
-            Self::Token(query) => query.sql(),
-            Self::Rollback => c"rollback",
-            Self::Renew(query) => query.sql(),
-        }
-    }
-}
+/// What is wrong where there is nobody to ask.
+const NO_SESSION: &str = "there is no session";
 
 /// The conversation with the server at hand.
 pub struct Exchange<'a> {
@@ -199,7 +172,7 @@ impl<'a> Exchange<'a> {
     /// The session that the last question is for.
     fn session(&mut self) -> Result<&mut Session, Error> {
         let session = self.beside.as_mut().or(self.session.as_mut());
-        session.ok_or_else(|| Error::new("there is no session"))
+        session.ok_or_else(|| Error::new(NO_SESSION))
     }
 
     /// Watches a session on which nothing is asked.
@@ -260,41 +233,12 @@ impl<'a> Exchange<'a> {
         Event::Finished
     }
 
-    /// How a question is put to the server.
-    fn wording(&self, question: Question) -> Result<Asked, Error> {
+    /// A question in the words of the server that it is for.
+    fn wording(&mut self, question: Question) -> Result<Asked, Error> {
         let session = self.beside.as_ref().or(self.session.as_ref());
-        let Some(session) = session else {
-            return Err(Error::new("there is no session"));
-        };
-        let connection = session.connection();
-        let request = &self.request;
-        Ok(match question {
-            Question::Try {
-                scope,
-                check,
-                waits,
-                waited,
-            } => {
-                let query = request.try_query(connection, scope, check, waits, waited)?;
-                Asked::Verdict(query, scope)
-            }
-            Question::Wait {
-                milliseconds,
-                first,
-            } => {
-                let query = request.wait_query(connection, milliseconds, first)?;
-                Asked::Verdict(query, LockScope::Session)
-            }
-            Question::Rollback => Asked::Rollback,
-            Question::Renew => Asked::Renew(Query::sign_of_life()),
-            Question::Age { scope } => Asked::Age(request.age_query(connection, scope)?),
-            Question::Holders => Asked::Holders(holders::query(connection, Some(request))?),
-            Question::Token => Asked::Token(LockRequest::token_query()),
-            Question::Listing => {
-                let request = self.config.names_lock.then_some(request);
-                Asked::Listing(holders::query(connection, request)?)
-            }
-        })
+        let session = session.ok_or_else(|| Error::new(NO_SESSION))?;
+        let names_lock = self.config.names_lock;
+        Asked::new(question, &self.request, names_lock, session.connection())
     }
 
     /// What the outcomes of the last question mean.
@@ -302,87 +246,13 @@ impl<'a> Exchange<'a> {
         let Some(asked) = self.asked.take() else {
             return Event::Unasked;
         };
-        Event::Answered(match asked {
-            Asked::Verdict(query, scope) => match query.read(outcomes) {
-                Ok(verdict) => Answer::Verdict(self.verdict(verdict, scope)),
-                Err(Unanswered::Refused(error)) => return self.refused(&error),
-                Err(Unanswered::Senseless(why)) => Answer::Verdict(Verdict::Lie(why.to_owned())),
-            },
-            Asked::Age(query) => match query.read(outcomes) {
-                Ok(HoldOff { time, is_held }) => Answer::Age(Some(Age {
-                    left: time,
-                    is_held,
-                })),
-                Err(Unanswered::Refused(error)) => return self.refused(&error),
-                Err(Unanswered::Senseless(_)) => Answer::Age(None),
-            },
-            Asked::Holders(query) => match query.read(outcomes) {
-                Ok(Holders::Rows(rows)) => Answer::Holders(status::holders(&rows)),
-                // It is only a courtesy.
-                Ok(Holders::OfStandby) | Err(_) => Answer::Holders(Vec::new()),
-            },
-            Asked::Token(query) => match query.read(outcomes) {
-                Ok(token) => Answer::Token(Some(token)),
-                Err(Unanswered::Refused(error)) => return refused(&error),
-                Err(Unanswered::Senseless(_)) => Answer::Token(None),
-            },
-            Asked::Listing(query) => match query.read(outcomes) {
-                Ok(Holders::Rows(rows)) => {
-                    self.listing = rows;
-                    Answer::Listing {
-                        is_standby: Some(false),
-                    }
-                }
-                Ok(Holders::OfStandby) => Answer::Listing {
-                    is_standby: Some(true),
-                },
-                Err(Unanswered::Refused(error)) => return refused(&error),
-                Err(Unanswered::Senseless(_)) => Answer::Listing { is_standby: None },
-            },
-            Asked::Rollback => Answer::Any,
-            Asked::Renew(query) => match query.read(outcomes) {
-                Ok(()) => Answer::Any,
-                Err(unanswered) => return refused(&unanswered.into()),
-            },
-        })
+        let Reading {
+            event,
+            lock,
+            listing,
+        } = asked.read(outcomes, &mut self.request);
+        self.lock = lock.or(self.lock);
+        self.listing = listing.unwrap_or_default();
+        event
     }
-
-    /// The server's word on a call for the lock.
-    fn verdict(&mut self, verdict: lock::Verdict, scope: LockScope) -> Verdict {
-        match verdict {
-            lock::Verdict::Held(key, token) => {
-                self.lock = Some(self.request.lock(key, scope));
-                Verdict::Held(token)
-            }
-            lock::Verdict::Busy => Verdict::Busy,
-            lock::Verdict::QueueHead => Verdict::QueueHead,
-            lock::Verdict::RecentlyRestarted => Verdict::RecentlyRestarted,
-            lock::Verdict::Pooled => Verdict::Pooled,
-            lock::Verdict::Standby => Verdict::Standby,
-        }
-    }
-
-    /// An error for an answer, which may be about a setting that can be done without.
-    fn refused(&mut self, error: &Error) -> Event {
-        let can_do_without = self.request.settings.refuse(error);
-        Event::Refused(Refusal {
-            error: host_error(error),
-            can_do_without,
-        })
-    }
-}
-
-/// An error for an answer to what makes no settings.
-fn refused(error: &Error) -> Event {
-    Event::Refused(Refusal {
-        error: host_error(error),
-        can_do_without: false,
-    })
-}
-
-fn lost(error: &Error) -> Event {
-    Event::Lost(Loss {
-        error: host_error(error),
-        is_statement_mode: retry::is_statement_mode(error),
-    })
 }

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use super::Supervisor;
 use super::link::Wire;
+use super::start::Obstacle;
 use crate::command::End;
 use crate::exit::Exit;
 use crate::held::Held;
@@ -24,12 +25,10 @@ impl Supervisor<'_> {
     /// Gives the lock up, and tells how pglock ends.
     pub(super) fn finish(mut self) -> Exit {
         let was_frozen = self.state.is_frozen();
-        if was_frozen && self.state.may_continue() {
-            // It may have been killed meanwhile, and have left others in its group.
-            self.command.send(Signal::CONT);
-        }
         self.shared.set_group(None);
-        self.shared.set_deadline(None);
+        for effect in self.state.finish() {
+            let _ = self.perform(effect);
+        }
         let ended = self.state.ended();
         let had_terminal = ended.is_some_and(|change| self.take_terminal_back(change));
         let mut is_lost = self.state.lock_is_lost();
@@ -88,14 +87,8 @@ impl Supervisor<'_> {
     }
 
     pub(super) fn not_executed(&self, error: &io::Error) -> Exit {
-        let early = match error.raw_os_error() {
-            Some(sys::ETIME) => Some("the lease was over"),
-            Some(sys::ECONNRESET) => Some("the server ended the session"),
-            _ => None,
-        };
-        if let Some(early) = early {
-            self.log
-                .error(format_args!("{early} before the command could start"));
+        if let Some(obstacle) = Obstacle::of_error(error) {
+            self.log.error(obstacle.message());
             return Exit::Failed;
         }
         let program = &self.config.command[0];

@@ -472,11 +472,6 @@ impl State {
         self.stage == Stage::Frozen
     }
 
-    /// Whether a group that a frozen command leaves behind may run on.
-    pub fn may_continue(&self) -> bool {
-        !self.stopped_by_user
-    }
-
     /// When the last message was sent that the server answered.
     pub fn heard(&self) -> Moment {
         self.heard
@@ -555,6 +550,25 @@ impl State {
         }
         self.expire(now);
         self.carry_link_on(now);
+        std::mem::take(&mut self.effects)
+    }
+
+    /// What is to be done when all is [over](Self::is_over), before the lock is given up.
+    pub fn finish(&mut self) -> Vec<Effect> {
+        match self.stage {
+            // The command may have been killed meanwhile, and have left others in its group, which are left alone.
+            Stage::Frozen if !self.stopped_by_user => {
+                self.effects.push(Effect::Signal(Signal::CONT));
+            }
+            Stage::Frozen
+            | Stage::Running
+            | Stage::Terminating(_)
+            | Stage::Killed(_)
+            | Stage::Suspending(_)
+            | Stage::Suspended
+            | Stage::Resuming(_) => {}
+        }
+        self.effects.push(Effect::Guard(None));
         std::mem::take(&mut self.effects)
     }
 

@@ -646,3 +646,34 @@ fn a_command_without_grace_is_killed_before_the_guardian_would() {
         assert_eq!(effects.contains(&Effect::Kill), grace == 0.0);
     }
 }
+
+#[test]
+fn a_server_that_let_in_but_found_no_guardian_has_served() {
+    let mut state = lost_so(policy(15.0, 5.0), Loss::One, 103.0);
+    state.on(not_connected(Barrier::Unguarded), at(103.0));
+    // It goes down after that, and others may have had the lock before.
+    state.on(Event::Tick, at(103.1));
+    state.on(not_connected(Barrier::NotServing), at(103.1));
+    state.on(not_connected(Barrier::Unreachable), at(103.2));
+    assert_eq!(state.stage, Stage::Frozen);
+}
+
+#[test]
+fn what_a_frozen_command_leaves_behind_runs_on_unless_its_user_has_stopped_it() {
+    let finish = |state: &mut State| {
+        state.on(Event::CommandEnded(Change::Killed(Signal::KILL)), at(103.5));
+        assert!(state.is_over(at(103.5)));
+        state.finish()
+    };
+    let mut frozen = lost_so(policy(15.0, 5.0), Loss::One, 103.0);
+    let expected = [Effect::Signal(Signal::CONT), Effect::Guard(None)];
+    assert_eq!(finish(&mut frozen), expected);
+    let mut stopped = state(Policy {
+        has_terminal: false,
+        ..policy(15.0, 5.0)
+    });
+    stopped.on(Event::CommandStopped(Signal::STOP, false), at(102.0));
+    stopped.on(lost(Loss::One), at(103.0));
+    assert_eq!(finish(&mut stopped), [Effect::Guard(None)]);
+    assert_eq!(finish(&mut state(policy(15.0, 5.0))), [Effect::Guard(None)]);
+}
