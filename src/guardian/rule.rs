@@ -12,6 +12,8 @@ use crate::moment::Moment;
 /// How long to wait for a killed group to be gone, where no lease says how long the server keeps the
 /// lock: it may hang in the kernel, or nobody may wait for its processes.
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
+/// How long to kill a group again and again whose deadline has passed.
+const LONG_ENOUGH: Duration = Duration::from_secs(1);
 /// How often to look for a group that is not there yet although its deadline has passed.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
@@ -65,11 +67,14 @@ impl State {
     /// Takes an event in, and tells what to do next.
     pub fn on(&mut self, event: Event, view: View, now: Moment) -> Order {
         match (*self, event) {
-            (Self::Watching, Event::Look | Event::GroupGone) => watch(view, now),
+            (Self::Watching, Event::Look) => watch(view, now),
+            // With nothing left to kill there is no deadline.
+            (Self::Watching, Event::GroupGone) => Order::Watch(None),
             (Self::Watching | Self::Killing(_), Event::Dismissed)
             | (Self::Killing(_), Event::GroupGone) => Order::End,
             (Self::Watching, Event::Orphaned) => {
-                *self = Self::Killing(view.deadline.unwrap_or(now + LONGEST_WAIT));
+                let until = view.deadline.unwrap_or(now + LONGEST_WAIT);
+                *self = Self::Killing(until.max(now + LONG_ENOUGH));
                 if view.has_group {
                     Order::Kill
                 } else {
@@ -90,16 +95,16 @@ impl State {
 
 /// What there is to do while pglock is there.
 fn watch(view: View, now: Moment) -> Order {
-    match view.deadline.filter(|_| !view.has_fired) {
-        Some(deadline) if deadline <= now => {
-            if view.has_group {
-                Order::Fire
-            } else {
-                // A command that would be started now sees for itself that it is late.
-                Order::Watch(Some(now + LOOK_AGAIN))
-            }
-        }
-        deadline => Order::Watch(deadline),
+    match view.deadline {
+        Some(deadline) if deadline <= now => match (view.has_group, view.has_fired) {
+            (true, false) => Order::Fire,
+            // A member may have been starting another.
+            (true, true) if now <= deadline + LONG_ENOUGH => Order::Kill,
+            (true | false, true) => Order::Watch(None),
+            // A command that would be started now sees for itself that it is late.
+            (false, false) => Order::Watch(Some(now + LOOK_AGAIN)),
+        },
+        deadline => Order::Watch(deadline.filter(|_| !view.has_fired)),
     }
 }
 
@@ -123,6 +128,7 @@ mod tests {
         let early = view(true, Some(105), false);
         let late = view(true, Some(100), false);
         let fired = view(true, Some(100), true);
+        let long_fired = view(true, Some(98), true);
         let groupless = view(false, Some(100), false);
         let unleased = view(true, None, false);
         let killing = |until| State::Killing(at(until));
@@ -145,7 +151,7 @@ mod tests {
                 State::Watching,
                 Event::Look,
                 fired,
-                Order::Watch(None),
+                Order::Kill,
                 State::Watching,
             ),
             (
@@ -166,7 +172,14 @@ mod tests {
                 State::Watching,
                 Event::GroupGone,
                 late,
-                Order::Fire,
+                Order::Watch(None),
+                State::Watching,
+            ),
+            (
+                State::Watching,
+                Event::Look,
+                long_fired,
+                Order::Watch(None),
                 State::Watching,
             ),
             (
@@ -183,13 +196,13 @@ mod tests {
                 Order::Kill,
                 killing(105),
             ),
-            // It is killed also where its deadline has passed, but not for long.
+            // It is killed also where its deadline has passed, for a while.
             (
                 State::Watching,
                 Event::Orphaned,
                 late,
                 Order::Kill,
-                killing(100),
+                killing(101),
             ),
             (
                 State::Watching,
@@ -203,7 +216,7 @@ mod tests {
                 Event::Orphaned,
                 groupless,
                 Order::End,
-                killing(100),
+                killing(101),
             ),
             (killing(100), Event::Look, early, Order::Kill, killing(100)),
             (killing(99), Event::Look, early, Order::End, killing(99)),
