@@ -71,21 +71,36 @@ impl LockRequest {
         waits: bool,
         waited: bool,
     ) -> Result<Query<Verdict>, Error> {
+        // A server ends its newest sessions first (`BackendList` in its postmaster.c), so that of a newcomer before that of a
+        // holder. A waiter's may be the older one, and so may a pool's.
+        let settles = waited || scope == LockScope::Transaction;
         let attempt = if self.slots == 1 {
-            self.try_lock(dialect, scope, waited)?
+            self.try_lock(dialect, scope, settles)?
         } else {
-            self.try_slots(dialect, scope, waits)?
+            self.try_slots(dialect, scope, waits, settles)?
         };
         let mut statements = Statements::new();
         verdict::begin(&mut statements, scope);
         // The statement that sleeps begins before its own settings are in force.
-        if waited {
+        if waited && scope == LockScope::Session {
             statements.add("select pg_catalog.set_config('statement_timeout', '0', true)");
         }
+        let settings = match scope {
+            LockScope::Session => {
+                format!(
+                    "when {} then '' ",
+                    self.settings.condition(dialect, scope, 0)
+                )
+            }
+            // Whatever becomes of the attempt, the transaction is not to stay open when its client is gone.
+            LockScope::Transaction => {
+                statements.add(self.settings.sql(dialect, scope, 0));
+                String::new()
+            }
+        };
         let attempt = format!(
-            "select {}when {} then '' {attempt} end",
+            "select {}{settings}{attempt} end",
             verdict::guards(dialect, scope, check, self.settings.ttl),
-            self.settings.condition(dialect, scope, 0),
         );
         Ok(self.verdict_query(statements, attempt))
     }
@@ -95,7 +110,7 @@ impl LockRequest {
         &self,
         dialect: &dyn Dialect,
         scope: LockScope,
-        waited: bool,
+        settles: bool,
     ) -> Result<String, Error> {
         let call = self.call(dialect, &self.function("try_advisory", scope), "1")?;
         let writers = if self.shared {
@@ -103,7 +118,7 @@ impl LockRequest {
         } else {
             String::new()
         };
-        let settle = if waited {
+        let settle = if settles {
             format!(" and pg_catalog.pg_sleep({SETTLE})::text is not null")
         } else {
             String::new()
@@ -120,6 +135,7 @@ impl LockRequest {
         dialect: &dyn Dialect,
         scope: LockScope,
         waits: bool,
+        settles: bool,
     ) -> Result<String, Error> {
         let nobody_queues = if waits && scope == LockScope::Session {
             // Given back with the end of this query's own transaction.
@@ -130,8 +146,13 @@ impl LockRequest {
         };
         let slots = self.slots;
         let call = self.call(dialect, &self.function("try_advisory", scope), "slot")?;
+        let settle = if settles {
+            format!(" where pg_catalog.pg_sleep({SETTLE})::text is not null")
+        } else {
+            String::new()
+        };
         let slot = format!(
-            "(select slot from pg_catalog.generate_series(1, {slots}) slot where {nobody_queues} and {call} limit 1) s"
+            "(select slot from pg_catalog.generate_series(1, {slots}) slot where {nobody_queues} and {call} limit 1) s{settle}"
         );
         self.any_slot(dialect, scope, &slot)
     }
