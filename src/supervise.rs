@@ -1,13 +1,13 @@
 //! The shell around a run: one `poll` a turn over the signals, the connection and one timer. It turns what happens into
 //! events, has [`state`] decide, and makes the calls that come of it. Nothing in it waits while the command runs.
 
-mod asked;
+pub mod asked;
 mod end;
 mod link;
-mod reason;
+pub mod reason;
 mod reconnect;
-mod start;
-mod state;
+pub mod start;
+pub mod state;
 
 use std::collections::VecDeque;
 use std::ffi::CString;
@@ -102,6 +102,7 @@ pub fn run(
         lock: held.lock,
         backend_pid: held.session.connection().backend_pid(),
         shared: held.shared,
+        is_fire_noted: false,
         guardian: Some(held.guardian),
         is_unguarded_said: false,
         wire: Wire::Up(held.session, None),
@@ -133,6 +134,8 @@ struct Supervisor<'a> {
     /// The backend of the session that holds the lock, or held it last.
     backend_pid: i32,
     shared: SharedState,
+    /// Whether it was noted that the guardian has killed the command.
+    is_fire_noted: bool,
     guardian: Option<Guardian>,
     /// Whether it was said that there can be none.
     is_unguarded_said: bool,
@@ -151,6 +154,7 @@ struct Supervisor<'a> {
 impl Supervisor<'_> {
     fn run(mut self) -> Exit {
         loop {
+            self.look_at_guardian();
             self.reap();
             self.look_at_group();
             self.feed(Event::Tick);
@@ -158,6 +162,7 @@ impl Supervisor<'_> {
                 return self.finish();
             }
             let is_wire_ready = self.wait();
+            self.look_at_guardian();
             self.reap();
             if is_wire_ready {
                 self.step_wire();
@@ -259,6 +264,14 @@ impl Supervisor<'_> {
             {
                 self.replace_guardian();
             }
+        }
+    }
+
+    /// Before the command's end is noticed, which it may have brought about.
+    fn look_at_guardian(&mut self) {
+        if self.shared.has_fired() && !self.is_fire_noted {
+            self.is_fire_noted = true;
+            self.feed(Event::GuardianFired);
         }
     }
 

@@ -31,15 +31,7 @@ impl Supervisor<'_> {
         }
         let ended = self.state.ended();
         let had_terminal = ended.is_some_and(|change| self.take_terminal_back(change));
-        let mut is_lost = self.state.lock_is_lost();
-        if self.shared.has_fired() && !is_lost {
-            is_lost = true;
-            let silence = sys::now().since(self.state.heard()).as_secs_f64();
-            self.log.error(format_args!(
-                "pglock itself was stopped for too long, {silence:.1} s without a sign of the server: the guardian \
-                 has killed the command"
-            ));
-        }
+        let is_lost = self.state.lock_is_lost();
         let exit = match ended.map(|change| self.command.end(change)) {
             Some(End::NotExecuted(error)) => self.not_executed(&error),
             Some(End::Ran(_)) | None if is_lost && self.config.kill_on_loss => {

@@ -183,6 +183,8 @@ pub enum Event {
     CommandEnded(Change),
     /// Nobody of its group is left.
     GroupGone,
+    /// The guardian has killed the command, since pglock did not in time.
+    GuardianFired,
     /// A signal came for the command.
     Signal(Signal),
     /// pglock has come back from stopping itself; whether it was stopped at all.
@@ -273,6 +275,8 @@ pub enum Line {
     Overdue,
     /// The lock was retaken, this long after the server's last sign, from a server that has restarted.
     Restarted(Duration),
+    /// The guardian has killed the command, this long after the server's last sign.
+    Fired(Duration),
 }
 
 impl Line {
@@ -284,7 +288,8 @@ impl Line {
             | Self::Killing(_)
             | Self::CarryingOn(_)
             | Self::CarryingOnRetaken(_)
-            | Self::Overdue => true,
+            | Self::Overdue
+            | Self::Fired(_) => true,
             Self::Restarted(_) => false,
         }
     }
@@ -353,6 +358,12 @@ impl fmt::Display for Line {
                 f,
                 "The server was restarted; the lock was taken again {} after its last sign, and nobody \
                  has had it meanwhile.",
+                seconds(*time)
+            ),
+            Self::Fired(time) => write!(
+                f,
+                "pglock itself was stopped for too long, {} without a sign of the server: the guardian \
+                 has killed the command",
                 seconds(*time)
             ),
         }
@@ -473,6 +484,7 @@ impl State {
     }
 
     /// When the last message was sent that the server answered.
+    #[cfg(test)]
     pub fn heard(&self) -> Moment {
         self.heard
     }
@@ -532,6 +544,8 @@ impl State {
             self.ended = Some(change);
         } else if event == Event::GroupGone {
             self.group_gone = true;
+        } else if event == Event::GuardianFired {
+            self.guardian_fired(now);
         }
         self.expire(now);
         match event {
@@ -543,7 +557,7 @@ impl State {
                 self.command_stopped(signal, in_foreground, now);
             }
             Event::CommandContinued => self.command_continued(now),
-            Event::CommandEnded(_) | Event::GroupGone => {}
+            Event::CommandEnded(_) | Event::GroupGone | Event::GuardianFired => {}
             Event::Signal(signal) => self.signal(signal, now),
             Event::Woken(was_stopped) => self.woken(was_stopped, now),
             Event::Tick => self.tick(),
@@ -745,6 +759,10 @@ impl State {
     }
 
     fn session_lost(&mut self, loss: Loss, reason: String, now: Moment) {
+        // A deadline that came before it has closed the session.
+        if self.link == Link::Gone {
+            return;
+        }
         let had_answered = self.lost_at <= self.heard;
         self.link = Link::Gone;
         // It was the holder when all ended, so nobody has had the lock since, and newcomers hold off. Else the command is
@@ -1178,6 +1196,25 @@ impl State {
         }
     }
 
+    /// The command is dead, or dying, and whatever is left of its group is to be.
+    fn guardian_fired(&mut self, now: Moment) {
+        match self.stage {
+            Stage::Running
+            | Stage::Frozen
+            | Stage::Suspending(_)
+            | Stage::Suspended
+            | Stage::Resuming(_) => {
+                self.lock_is_lost = true;
+                self.say(Line::Fired(self.silence_time(now)));
+                self.kill_command(now);
+                self.give_up_connecting();
+            }
+            // It was lost before.
+            Stage::Terminating(_) => self.kill_command(now),
+            Stage::Killed(_) => {}
+        }
+    }
+
     /// Passes a signal on to the command.
     fn signal(&mut self, signal: Signal, now: Moment) {
         if signal == Signal::CONT {
@@ -1359,5 +1396,7 @@ fn asks_to_end(signal: Signal) -> bool {
     [Signal::TERM, Signal::INT, Signal::HUP, Signal::QUIT].contains(&signal)
 }
 
+#[cfg(test)]
+mod names;
 #[cfg(test)]
 mod tests;

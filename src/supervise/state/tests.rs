@@ -200,6 +200,7 @@ fn events() -> Vec<(&'static str, Link, Event)> {
             Event::CommandEnded(Change::Exited(0)),
         ),
         ("its group is gone", Link::Idle, Event::GroupGone),
+        ("the guardian has fired", Link::Idle, Event::GuardianFired),
         ("SIGTERM", Link::Idle, Event::Signal(Signal::TERM)),
         ("SIGTSTP", Link::Idle, Event::Signal(Signal::TSTP)),
         ("SIGCONT", Link::Idle, Event::Signal(Signal::CONT)),
@@ -676,4 +677,29 @@ fn what_a_frozen_command_leaves_behind_runs_on_unless_its_user_has_stopped_it() 
     stopped.on(lost(Loss::One), at(103.0));
     assert_eq!(finish(&mut stopped), [Effect::Guard(None)]);
     assert_eq!(finish(&mut state(policy(15.0, 5.0))), [Effect::Guard(None)]);
+}
+
+#[test]
+fn what_the_guardian_has_left_of_a_group_is_ended_before_the_lock_is_given_up() {
+    let mut state = state(policy(15.0, 5.0));
+    let effects = state.on(Event::GuardianFired, at(115.0));
+    assert!(effects.contains(&Effect::Say(Line::Fired(time(15.0)))));
+    assert!(effects.contains(&Effect::Kill));
+    state.on(Event::CommandEnded(Change::Killed(Signal::KILL)), at(115.0));
+    assert!(!state.is_over(at(115.0)), "a member may be left");
+    state.on(Event::GroupGone, at(115.0));
+    assert!(state.is_over(at(115.0)) && state.lock_is_lost());
+}
+
+#[test]
+fn a_session_that_ends_after_its_deadline_is_not_lost_twice() {
+    let mut state = state(Policy {
+        kill_on_loss: false,
+        ..policy(15.0, 5.0)
+    });
+    let effects = state.on(lost(Loss::One), at(110.0));
+    let said = effects
+        .iter()
+        .filter(|effect| matches!(effect, Effect::Say(_)));
+    assert_eq!(said.count(), 1, "{effects:?}");
 }
