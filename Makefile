@@ -7,7 +7,7 @@ export PKG_CONFIG_PATH := $(BREW)/opt/libpq/lib/pkgconfig:$(PKG_CONFIG_PATH)
 endif
 
 .PHONY: all build static install uninstall dist setup demo test test-static bench test-versions test-matrix storm chaos fuzz \
-	clean help
+	simulate clean help
 
 prefix = $(or $(PREFIX),/usr/local)
 target := $(or $(CARGO_TARGET_DIR),target)
@@ -71,6 +71,7 @@ test: setup
 	else \
 		set -x; cargo test --locked $(ARGS); \
 	fi
+	@[ -n '$(ARGS)' ] || $(MAKE) --no-print-directory simulate
 
 # Apart from the others, for the static build takes minutes.
 test-static: setup static
@@ -99,6 +100,9 @@ fuzz: setup
 	@PG_BIN=$$(sh tests/tools/setup.sh --pg-bin) && export PG_BIN && \
 	set -x; cargo test --locked --test fuzz -- run $(ARGS)
 
+simulate:
+	@PGLOCK_SIMULATION='$(ARGS)' cargo test --quiet --locked --profile simulation --bin pglock -- --nocapture simulation::
+
 clean:
 	cargo clean
 
@@ -116,6 +120,7 @@ help:
 	@echo 'make storm    a thousand invocations at once against a small server'
 	@echo 'make chaos    break everything at random for half an hour; make chaos ARGS=--help'
 	@echo 'make fuzz     bend the answers of a server in thousands of ways; make fuzz ARGS=--help'
+	@echo 'make simulate run a hundred thousand schedules of a made-up world; make simulate ARGS=--help'
 	@echo 'make setup    install what building and testing need; demo and test do that first'
 	@echo 'make clean    remove what was built'
 	@echo

@@ -1,10 +1,10 @@
 //! From a [`Config`] to a held lock: connect, try, and wait; or to who holds it. [`state`] decides; here is done what it
 //! orders, one thing at a time, and what comes of that is its next event.
 
-mod asked;
+pub mod asked;
 mod dial;
 mod exchange;
-mod state;
+pub mod state;
 
 pub use state::AcquireError;
 

@@ -9,7 +9,7 @@
 //!
 //! What leaves the command's process group is out of its reach.
 
-mod rule;
+pub mod rule;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

@@ -25,7 +25,11 @@ mod request_sql;
 mod restart;
 mod verdict;
 
+#[cfg(test)]
+pub use held_sql::Released;
 pub use held_sql::{Lock, Retaken};
+#[cfg(test)]
+pub use keys::Key;
 pub use keys::Name;
 pub use query::{Query, Unanswered};
 pub use release::release;

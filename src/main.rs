@@ -58,6 +58,8 @@
 //! - A new log line: an effect of the `state.rs` that knows of it, and its words there; `log.rs` has the form of all.
 //! - A call of the kernel's: the room of its subject in `sys/`.
 //! - Statements: `lock/statements.txt` shows each whole, and a test holds it against the code.
+//! - A pair of stage and event: the two `state.rs`, their `matrix.txt`, and what `tests/simulation/` makes of it: it runs the
+//!   pure rooms in a made-up world, whose server reads the very SQL and has to be taught new statements.
 //! - Tests: `tests/main.rs` has the chapters. What a table decides has its unit test beside it.
 #![cfg_attr(not(test), no_main)]
 
@@ -78,6 +80,11 @@ mod status;
 mod supervise;
 mod sys;
 mod text;
+
+/// A world around the pure rooms, made up for a test.
+#[cfg(test)]
+#[path = "../tests/simulation/mod.rs"]
+mod simulation;
 
 use std::ffi::OsString;
 

@@ -102,12 +102,12 @@ impl Asked {
 
     /// What the outcomes mean. Where the server refuses a setting that can be done without, the request does without it
     /// from then on.
-    pub fn read(self, outcomes: &[Outcome], request: &mut LockRequest) -> Reading {
+    pub fn read(&self, outcomes: &[Outcome], request: &mut LockRequest) -> Reading {
         let mut reading = Reading::from(Event::Answered(Answer::Any));
         let answer = match self {
             Self::Verdict(query, scope) => match query.read(outcomes) {
                 Ok(lock::Verdict::Held(key, token)) => {
-                    reading.lock = Some(request.lock(key, scope));
+                    reading.lock = Some(request.lock(key, *scope));
                     Answer::Verdict(Verdict::Held(token))
                 }
                 Ok(lock::Verdict::Busy) => Answer::Verdict(Verdict::Busy),

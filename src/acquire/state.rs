@@ -1528,4 +1528,6 @@ fn standby() -> HostError {
 }
 
 #[cfg(test)]
+mod names;
+#[cfg(test)]
 mod tests;

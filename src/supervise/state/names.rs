@@ -1,0 +1,94 @@
+//! What the rows and the columns of the matrix are called, for those who count what they meet.
+
+use super::*;
+
+impl State {
+    /// The stage that it is in.
+    pub fn stage_name(&self) -> &'static str {
+        match self.stage {
+            Stage::Running => "running",
+            Stage::Frozen => "frozen",
+            Stage::Terminating(_) => "terminating",
+            Stage::Killed(_) => "killed",
+            Stage::Suspending(_) => "suspending",
+            Stage::Suspended => "suspended",
+            Stage::Resuming(_) => "resuming",
+        }
+    }
+
+    /// An event as it would come now; `None` for one of a kind that has no row of its own: signals are many.
+    pub fn event_name(&self, event: &Event, now: Moment) -> Option<&'static str> {
+        Some(match event {
+            Event::Tick => "nothing but time",
+            Event::SessionLost(Loss::Cut, _) => "session closed without a word",
+            Event::SessionLost(Loss::One, _) => "session ended",
+            Event::SessionLost(Loss::All, _) => "all sessions ended",
+            Event::NotConnected(barrier, _) => match barrier {
+                Barrier::NotServing => "not connected: not serving",
+                Barrier::Starting => "not connected: starting",
+                Barrier::Down => "not connected: down",
+                Barrier::Unreachable => "not connected: unreachable",
+                Barrier::Denied => "not connected: denied",
+                Barrier::Refused => "not connected: refused",
+                Barrier::Unguarded => "not connected: unguarded",
+                Barrier::Silence => "not connected: silence",
+            },
+            Event::Connected => match self.link {
+                Link::Connecting => "connected",
+                Link::Idle | Link::Asked(..) | Link::Down(_) | Link::Gone => {
+                    "connected, given up before"
+                }
+            },
+            Event::Answered(answer) => self.answer_name(*answer, now)?,
+            Event::CommandStopped(..) => "command stopped",
+            Event::CommandContinued => "command continued",
+            Event::CommandEnded(_) => "command ended",
+            Event::GroupGone => "its group is gone",
+            Event::GuardianFired => "the guardian has fired",
+            Event::Signal(Signal::TERM) => "SIGTERM",
+            Event::Signal(Signal::TSTP) => "SIGTSTP",
+            Event::Signal(Signal::CONT) => "SIGCONT",
+            Event::Signal(_) => return None,
+            Event::Woken(_) => match self.link {
+                Link::Idle | Link::Asked(..) => "pglock continued",
+                Link::Connecting | Link::Down(_) | Link::Gone => "pglock continued, no session",
+            },
+        })
+    }
+
+    fn answer_name(&self, answer: Answer, now: Moment) -> Option<&'static str> {
+        let Link::Asked(question, sent) = self.link else {
+            return None;
+        };
+        Some(match answer {
+            Answer::Alive => match question {
+                Question::Beat | Question::Rename => "answer to a beat",
+                Question::Lift => "lease lifted",
+                Question::Retake
+                | Question::Age
+                | Question::Holder
+                | Question::Evict
+                | Question::Check => return None,
+            },
+            Answer::Retake(_) if question == Question::Evict => "evicted and retaken",
+            Answer::Retake(Retake::Held(age)) => match self.end_of_session(age, sent, now) {
+                Some(SessionEnd::Restart) => "retaken after a restart",
+                Some(SessionEnd::Alone | SessionEnd::AloneBeforeRestart) => {
+                    "retaken without a restart"
+                }
+                None => "retaken, long under way",
+            },
+            Answer::Retake(Retake::Busy) => "not retaken: held",
+            Answer::Retake(Retake::NotReady) => "not retaken: not ready",
+            Answer::Age(age) => match self.end_of_session(age, sent, now) {
+                Some(SessionEnd::Restart) => "restarted after all",
+                Some(SessionEnd::Alone | SessionEnd::AloneBeforeRestart) | None => "not restarted",
+            },
+            Answer::Holder(Some(age)) if age > now.since(self.heard) => "held by own old backend",
+            Answer::Holder(Some(_)) => "held by a newer backend",
+            Answer::Holder(None) => "held by somebody else",
+            Answer::Check(true) => "still held",
+            Answer::Check(false) => "no longer held",
+        })
+    }
+}

@@ -1,0 +1,326 @@
+//! pglock while the command runs, as `supervise.rs` and `supervise/link.rs` have it.
+
+use super::*;
+
+impl World {
+    /// Whether it has stopped itself.
+    fn is_suspended(&mut self, client: usize) -> bool {
+        self.supervising(client).is_some_and(|run| run.suspended)
+    }
+
+    pub fn supervise_turn(&mut self, client: usize) {
+        if self.clients[client].shared.has_fired
+            && !mem::replace(&mut self.clients[client].is_fire_noted, true)
+        {
+            self.feed(client, supervise::Event::GuardianFired);
+        }
+        self.reap(client);
+        if !self.is_suspended(client) {
+            self.step_wire(client);
+        }
+        while !self.is_suspended(client) && !self.clients[client].signals.is_empty() {
+            let signal = self.clients[client].signals.remove(0);
+            self.feed(client, supervise::Event::Signal(signal));
+        }
+        if !self.is_suspended(client) {
+            self.reap(client);
+        }
+        let Some(run) = self.supervising(client) else {
+            return;
+        };
+        if run.suspended {
+            return;
+        }
+        if run.state.looks_at_group() && !self.group_is_alive(client) {
+            self.feed(client, supervise::Event::GroupGone);
+        }
+        self.feed(client, supervise::Event::Tick);
+        let now = self.now_of(client);
+        let Some(run) = self.supervising(client) else {
+            return;
+        };
+        if run.suspended {
+            return;
+        }
+        if run.state.is_over(now) {
+            return self.finish(client);
+        }
+        let deadline = run.state.next_deadline(now);
+        let connecting = match run.wire {
+            Wire::Connecting(_, until) => Some(until),
+            Wire::Up(..) | Wire::None => None,
+        };
+        if let Some(deadline) = deadline {
+            self.wake_at(client, deadline);
+        }
+        if let Some(until) = connecting {
+            self.turn_at(client, until + 50);
+        }
+        if !self.clients[client].inbox.is_empty() {
+            self.wake(client);
+        }
+    }
+
+    pub(super) fn supervising(&mut self, client: usize) -> Option<&mut Supervising> {
+        match &mut self.clients[client].life {
+            Life::Supervising(run) => Some(run),
+            Life::Unborn | Life::Acquiring(_) | Life::Releasing(_) | Life::Exited => None,
+        }
+    }
+
+    pub fn reap(&mut self, client: usize) {
+        let it = &mut self.clients[client];
+        let change = match &mut it.group {
+            Some(group) if !group.main && group.ended.is_some() => group.ended.take(),
+            Some(_) | None => it.change.take(),
+        };
+        if let Some(change) = change {
+            let in_foreground = self.random.chance(10);
+            self.feed(
+                client,
+                match change {
+                    Change::Stopped(signal) => {
+                        supervise::Event::CommandStopped(signal, in_foreground)
+                    }
+                    Change::Continued => supervise::Event::CommandContinued,
+                    Change::Exited(_) | Change::Killed(_) => supervise::Event::CommandEnded(change),
+                },
+            );
+        }
+        if mem::take(&mut self.clients[client].guardian_died) {
+            self.replace_guardian(client);
+        }
+    }
+
+    pub fn step_wire(&mut self, client: usize) {
+        let now = self.now;
+        let Some(run) = self.supervising(client) else {
+            return;
+        };
+        let (connection, until) = match run.wire {
+            Wire::Up(connection, _) => (connection, None),
+            Wire::Connecting(connection, until) => (connection, Some(until)),
+            Wire::None => return self.clients[client].inbox.clear(),
+        };
+        let message = loop {
+            match self.clients[client].inbox.pop_front() {
+                Some((other, message)) if other == connection => break Some(message),
+                Some(_) => {}
+                None => break None,
+            }
+        };
+        let event = match message {
+            None if until.is_some_and(|until| until <= now) => {
+                self.drop_wire(client);
+                let words = "no answer in time".to_owned();
+                supervise::Event::NotConnected(supervise::Barrier::Silence, words)
+            }
+            None => return,
+            Some(ToClient::Ready(pid)) => {
+                self.clients[client].spoken = pid;
+                self.supervising(client).expect("a run").wire = Wire::Up(connection, None);
+                // The guardian first.
+                if self.clients[client].no_processes > 0 {
+                    self.drop_wire(client);
+                    let words = "no room".to_owned();
+                    supervise::Event::NotConnected(supervise::Barrier::Unguarded, words)
+                } else {
+                    self.drop_guardian(client);
+                    self.spawn_guardian(client);
+                    supervise::Event::Connected
+                }
+            }
+            Some(ToClient::Refused(error)) => {
+                self.drop_wire(client);
+                let barrier = reason::barrier(&error, self.schedule.is_local);
+                supervise::Event::NotConnected(barrier, error.message)
+            }
+            Some(ToClient::Answer(outcomes)) => {
+                let Some(Supervising {
+                    wire: Wire::Up(_, asked),
+                    ..
+                }) = self.supervising(client)
+                else {
+                    return;
+                };
+                let Some(asked) = asked.take() else {
+                    return;
+                };
+                if !self.has_guardian(client) && self.clients[client].no_processes == 0 {
+                    self.spawn_guardian(client);
+                }
+                let event = asked.read(&outcomes);
+                let spoken = self.clients[client].spoken;
+                match &event {
+                    supervise::Event::SessionLost(..) => self.drop_wire(client),
+                    supervise::Event::Answered(supervise::Answer::Retake(
+                        supervise::Retake::Held(_),
+                    )) => {
+                        self.supervising(client).expect("a run").backend = spoken;
+                        self.clients[client].ended_alone = false;
+                    }
+                    _ => {}
+                }
+                event
+            }
+            Some(ToClient::Closed(words)) => {
+                let was_connecting = until.is_some();
+                self.drop_wire(client);
+                let error = closed(words);
+                if was_connecting {
+                    let barrier = reason::barrier(&error, self.schedule.is_local);
+                    supervise::Event::NotConnected(barrier, error.message)
+                } else {
+                    supervise::Event::SessionLost(reason::loss(&error), error.message)
+                }
+            }
+        };
+        if let supervise::Event::SessionLost(..) = event {
+            self.feed(client, event);
+            let it = &mut self.clients[client];
+            it.heard_of_loss(now);
+            self.look();
+        } else {
+            self.feed(client, event);
+        }
+    }
+
+    pub fn drop_wire(&mut self, client: usize) {
+        if let Some(run) = self.supervising(client) {
+            run.wire = Wire::None;
+        }
+        self.drop_connection(client);
+    }
+
+    /// Has an event decided, and does what comes of it.
+    pub fn feed(&mut self, client: usize, event: supervise::Event) {
+        let mut events = VecDeque::from([event]);
+        while let Some(event) = events.pop_front() {
+            let now = self.now_of(client);
+            let Life::Supervising(run) = &mut self.clients[client].life else {
+                return;
+            };
+            self.coverage.supervise(&run.state, &event, now);
+            let is_news = event != supervise::Event::Tick;
+            let shown = (self.story.is_some() && is_news).then(|| format!("{event:?}"));
+            let effects = run.state.on(event, now);
+            let heard = run.state.heard();
+            self.clients[client].heard = heard;
+            if let Some(shown) = shown {
+                self.tell(|| format!("pglock {client}: {shown} -> {effects:?}"));
+            }
+            for effect in effects {
+                events.extend(self.perform(client, effect));
+            }
+        }
+    }
+
+    pub fn perform(
+        &mut self,
+        client: usize,
+        effect: supervise::Effect,
+    ) -> Option<supervise::Event> {
+        use supervise::Effect;
+        match effect {
+            Effect::Signal(signal) => self.signal_group(client, signal),
+            Effect::SignalAwake(signal) => {
+                self.signal_group(client, signal);
+                self.signal_group(client, Signal::CONT);
+            }
+            Effect::Continue => self.signal_group(client, Signal::CONT),
+            Effect::Kill => {
+                self.spring(client, |trap| trap == Cue::Kills);
+                self.signal_group(client, Signal::KILL);
+            }
+            Effect::Ask(question) => {
+                self.spring(client, |trap| trap == Cue::Asks(question));
+                let spoken = self.spoken(client);
+                let run = self.supervising(client)?;
+                run.is_lifted = question == supervise::Question::Lift;
+                let Wire::Up(connection, asked) = &mut run.wire else {
+                    let words = "there is none".to_owned();
+                    return Some(supervise::Event::SessionLost(supervise::Loss::Cut, words));
+                };
+                let connection = *connection;
+                let name = run.name.as_deref();
+                let wording =
+                    supervise_asked::Asked::new(question, run.lock, &spoken, run.backend, name);
+                let sql = wording.sql().to_owned();
+                *asked = Some(wording);
+                let program = self.wordings.read(sql.to_bytes());
+                self.send_to_server(connection, ToServer::Query(program));
+            }
+            Effect::Connect(patience) => {
+                self.spring(client, |trap| trap == Cue::Connects);
+                let pooled = self.clients[client].pooled;
+                let connection = self.connect(client, pooled);
+                self.clients[client].connection = Some(connection);
+                let until = self.now + micros(patience);
+                self.supervising(client)?.wire = Wire::Connecting(connection, until);
+            }
+            Effect::Disconnect => {
+                if let Wire::Up(..) = self.supervising(client)?.wire {
+                    self.drop_wire(client);
+                }
+            }
+            Effect::Guard(deadline) => self.clients[client].shared.deadline = deadline,
+            Effect::WakeGuardian => {
+                if let Some(guardian) = self.clients[client].guardian {
+                    self.clients[client].guardians[guardian].told = true;
+                    self.wake_guardian(client, guardian);
+                }
+            }
+            Effect::Suspend => {
+                if !self.clients[client].has_shell {
+                    return Some(supervise::Event::Woken(false));
+                }
+                self.supervising(client)?.suspended = true;
+                let time = self.random.next() % (self.schedule.ttl * 2 * SECOND);
+                self.after(time, Event::Resume(client));
+            }
+            Effect::Say(_) => {}
+        }
+        None
+    }
+
+    /// The shell continues a pglock that has stopped itself.
+    pub fn resume(&mut self, client: usize) {
+        if self.clients[client].host_frozen > 0 || self.clients[client].is_frozen > 0 {
+            return self.after(10 * MILLISECOND, Event::Resume(client));
+        }
+        if self.clients[client].has_exited() {
+            return;
+        }
+        let Some(run) = self.supervising(client) else {
+            return;
+        };
+        if !mem::take(&mut run.suspended) {
+            return;
+        }
+        self.feed(client, supervise::Event::Woken(true));
+        self.clients[client].signals.push(Signal::CONT);
+        self.wake(client);
+    }
+
+    /// The command has ended: the lock is given up.
+    pub fn finish(&mut self, client: usize) {
+        self.clients[client].shared.has_group = false;
+        let Some(run) = self.supervising(client) else {
+            return;
+        };
+        let effects = run.state.finish();
+        for effect in effects {
+            let _ = self.perform(client, effect);
+        }
+        let life = mem::replace(&mut self.clients[client].life, Life::Exited);
+        let Life::Supervising(run) = life else {
+            return;
+        };
+        match run.wire {
+            Wire::Up(_, asked) => {
+                self.begin_release(client, run.lock, asked.is_some(), None);
+            }
+            Wire::Connecting(..) | Wire::None => self.exit(client),
+        }
+    }
+}

@@ -1,0 +1,423 @@
+//! What a statement of pglock's means to the server of the simulation: as much of it as matters, read from the very text that
+//! is sent. What the reader does not know it refuses by a panic, so that no statement goes by unseen.
+
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::time::Duration;
+
+use crate::lock::Key;
+
+/// A query as the server sees it.
+pub type Program = Rc<Vec<Statement>>;
+
+/// One statement.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Statement {
+    /// It matters to nobody here.
+    Nothing,
+    Begin,
+    Commit,
+    Rollback,
+    /// Makes settings, if the backend has this number.
+    Set(Option<i32>, Settings),
+    /// Renames the session, or the transaction.
+    Name(String, bool),
+    /// Tries to take a lock, or tells what has become of an attempt.
+    Attempt(Attempt),
+    /// Waits for a turn.
+    Turn(Turn),
+    /// Shows what the session holds.
+    Proof,
+    /// How much is left of this many seconds after the server lost its sessions, and whether the lock is held; `shared` where
+    /// only an exclusive holder counts.
+    Left {
+        whole: f64,
+        held: Option<(Key, bool)>,
+    },
+    /// How long ago the server lost its sessions, as far as it is sure of it.
+    Age,
+    /// Ends a backend, and waits for that.
+    Terminate(i32),
+    /// The age of a backend that holds the lock.
+    HolderAge(i32, Key),
+    Unlock(Key, bool),
+    /// Whether somebody waits for a lock that was given up.
+    IsWaitedFor(Key, bool),
+    Token,
+    /// Whether the server is a standby.
+    Recovery,
+    /// Who holds the lock. Nobody, for all that anybody does with it here.
+    Holders,
+}
+
+/// Settings of a session, or of a transaction.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Settings {
+    /// How long the session may be silent.
+    pub silence: Option<Duration>,
+    /// Whether that is within a transaction.
+    pub local: bool,
+    pub lock_timeout: Duration,
+}
+
+/// An attempt at a lock.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Attempt {
+    /// The number that the backend has to have.
+    pub pid: Option<i32>,
+    /// Not on a server that lost its sessions so short a time ago, be it as the quick or as the exact question has it.
+    pub young: Option<(Duration, bool)>,
+    pub settings: Option<Settings>,
+    pub take: Take,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum Take {
+    /// One key.
+    Key {
+        key: Key,
+        shared: bool,
+        local: bool,
+        /// How long it is held before that counts.
+        settle: Option<Duration>,
+        /// The key in whose share somebody waits who goes first.
+        after: Option<Key>,
+        token: bool,
+    },
+    /// The first free one of these, if nobody holds the queue.
+    Slot {
+        slots: Vec<Key>,
+        queue: Option<Key>,
+        local: bool,
+        settle: Option<Duration>,
+        token: bool,
+    },
+    /// What the turn before has taken.
+    Turn { token: bool },
+    /// None: it is said to be held.
+    Kept(Key),
+}
+
+/// A turn in the server's queue.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Turn {
+    /// What is taken on the way in, whether in share, and whether it is given up at once.
+    pub enter: Option<(Key, bool, bool)>,
+    /// What is waited for: one, or the first free of several.
+    pub keys: Vec<Key>,
+    pub shared: bool,
+    /// What is given up once it is taken, and whether in share.
+    pub leave: Option<(Key, bool)>,
+    /// How long the lock is held before that counts, where nobody has said that it was given up.
+    pub settle: Duration,
+    /// How long the turn is where it is looked for several.
+    pub time: Duration,
+}
+
+/// The queries that have been read.
+#[derive(Default)]
+pub struct Reader(HashMap<Vec<u8>, Program>);
+
+impl Reader {
+    pub fn read(&mut self, sql: &[u8]) -> Program {
+        if let Some(program) = self.0.get(sql) {
+            return program.clone();
+        }
+        let text = std::str::from_utf8(sql).expect("UTF-8");
+        let program = Rc::new(split(text).into_iter().map(statement).collect());
+        // Names of sessions make many.
+        if self.0.len() > 10_000 {
+            self.0.clear();
+        }
+        self.0.insert(sql.to_vec(), Rc::clone(&program));
+        program
+    }
+}
+
+/// The statements of a query. One that is empty counts.
+fn split(text: &str) -> Vec<&str> {
+    let text = text.strip_suffix(';').unwrap_or(text);
+    let mut parts = Vec::new();
+    let (mut start, mut quoted) = (0, false);
+    for (place, byte) in text.bytes().enumerate() {
+        match byte {
+            b'\'' => quoted = !quoted,
+            b';' if !quoted => {
+                parts.push(text[start..place].trim());
+                start = place + 1;
+            }
+            _ => {}
+        }
+    }
+    parts.push(text[start..].trim());
+    parts
+}
+
+fn statement(text: &str) -> Statement {
+    let unknown = || panic!("the simulation does not know this statement: {text}");
+    match text {
+        "" => Statement::Nothing,
+        "rollback" => Statement::Rollback,
+        "commit" => Statement::Commit,
+        "select pg_catalog.pg_is_in_recovery()" => Statement::Recovery,
+        _ if text.starts_with("set local search_path to ") => Statement::Nothing,
+        _ if text.starts_with("begin isolation level read committed") => Statement::Begin,
+        _ if text.starts_with("select locktype, classid, objid, objsubid, mode from") => {
+            Statement::Proof
+        }
+        "select pg_catalog.set_config('statement_timeout', '0', true)" => Statement::Nothing,
+        _ if text.starts_with("select pg_catalog.set_config('application_name'") => {
+            let name = between(text, "'application_name', '", "'").to_owned();
+            Statement::Name(name, text.contains(", true)"))
+        }
+        _ if text.starts_with("set session application_name to ")
+            || text.starts_with("set local application_name to ") =>
+        {
+            let name = between(text, " to '", "'").to_owned();
+            Statement::Name(name, text.starts_with("set local"))
+        }
+        _ if text.starts_with("do ") => Statement::Turn(turn(&text.replace("''", "'"))),
+        _ if text.starts_with("select case when pg_catalog.pg_backend_pid() = ") => {
+            let pid = between(text, "pg_backend_pid() = ", " ");
+            Statement::Set(Some(pid.parse().expect("a number")), settings(text))
+        }
+        _ if text.starts_with("select pg_catalog.set_config(") => {
+            Statement::Set(None, settings(text))
+        }
+        _ if text.starts_with("select pg_catalog.pg_terminate_backend(") => {
+            let pid = between(text, "terminate_backend(", ",");
+            Statement::Terminate(pid.parse().expect("a number"))
+        }
+        _ if text
+            .starts_with("select extract(epoch from pg_catalog.clock_timestamp() - backend") =>
+        {
+            let pid = between(text, "pg_stat_get_activity(", ")");
+            Statement::HolderAge(pid.parse().expect("a number"), row_key(text))
+        }
+        _ if text.starts_with("select extract(epoch from") && text.contains("case when") => {
+            Statement::Age
+        }
+        _ if text.starts_with("select '") && text.contains(" - extract(epoch from") => {
+            assert!(text.contains("least("), "{text}");
+            let whole = between(text, "select '", "'").parse().expect("a number");
+            let held = text.contains("pg_lock_status()").then(|| {
+                let only_exclusive = text.contains("mode = 'ExclusiveLock'");
+                (row_key(text), only_exclusive)
+            });
+            Statement::Left { whole, held }
+        }
+        _ if text.starts_with("select pg_catalog.pg_advisory_unlock") => Statement::Unlock(
+            call_key(text, "pg_advisory_unlock"),
+            text.contains("_shared("),
+        ),
+        _ if text.starts_with("select case when pg_catalog.pg_try_advisory_lock(")
+            && text.ends_with("else false end") =>
+        {
+            Statement::IsWaitedFor(call_key(text, "pg_try_advisory_lock"), false)
+        }
+        _ if text.starts_with("select locktype, classid, objid, objsubid from") => {
+            Statement::IsWaitedFor(row_key(text), true)
+        }
+        _ if text.starts_with("select pg_catalog.concat(pg_catalog.txid_current()") => {
+            Statement::Token
+        }
+        _ if text.starts_with("select case when") && text.contains("'standby'") => {
+            Statement::Attempt(attempt(text))
+        }
+        _ if text.starts_with("select case when granted and") => Statement::Holders,
+        _ => unknown(),
+    }
+}
+
+fn attempt(text: &str) -> Attempt {
+    let young = text.contains("'young'").then(|| {
+        let seconds = between(text, "interval('now', '", " s')");
+        let time = Duration::from_secs(seconds.parse().expect("a number"));
+        (time, text.contains("least("))
+    });
+    let token = text.contains("txid_current()");
+    let local = text.contains("_xact_lock");
+    let settle = text
+        .contains("pg_sleep(")
+        .then(|| seconds(text, "pg_sleep("));
+    let take = if text.contains("current_setting('pglock.slot'") {
+        Take::Turn { token }
+    } else if text.contains("generate_series(1, ") {
+        let count: i32 = between(text, "generate_series(1, ", ")")
+            .parse()
+            .expect("a number");
+        // The queue's own key is always of the transaction.
+        let function = "when 1 then pg_catalog.pg_try_advisory_xact_lock";
+        let local = text.contains(function);
+        let first = match local {
+            true => call_key(text, function),
+            false => call_key(text, "when 1 then pg_catalog.pg_try_advisory_lock"),
+        };
+        let queue = text
+            .contains("where pg_catalog.pg_try_advisory_xact_lock(")
+            .then(|| call_key(text, "where pg_catalog.pg_try_advisory_xact_lock"));
+        Take::Slot {
+            slots: slots(first, count),
+            queue,
+            local,
+            settle,
+            token,
+        }
+    } else if text.contains("when true then 'held ") {
+        Take::Kept(key(between(text, "then 'held ", "'")))
+    } else {
+        let function = if local {
+            "pg_try_advisory_xact_lock"
+        } else {
+            "pg_try_advisory_lock"
+        };
+        let shared = text.contains(&format!("{function}_shared("));
+        let after = text
+            .contains("not exists (select from pg_catalog.pg_lock_status()")
+            .then(|| intent(between(text, "classid::bigint = (", ")")));
+        Take::Key {
+            key: call_key(text, function),
+            shared,
+            local,
+            settle,
+            after,
+            token,
+        }
+    };
+    Attempt {
+        pid: text.contains("'pooled'").then(|| {
+            between(text, "pg_backend_pid(), ", ")")
+                .parse()
+                .expect("a number")
+        }),
+        young,
+        settings: text
+            .contains("set_config('lock_timeout'")
+            .then(|| settings(text)),
+        take,
+    }
+}
+
+fn turn(text: &str) -> Turn {
+    // Of the block that enters, and of the one that waits.
+    let (enter, wait) = text.split_once("'pglock.first'").expect("two blocks");
+    let shared_if = |part: &str| part.contains("_shared(");
+    let entered = enter.contains("pg_advisory_lock").then(|| {
+        let function = "perform pg_catalog.pg_advisory_lock";
+        let after = &enter[enter.find(function).expect("a call")..];
+        let shared = after[..after.find('(').expect("a call")].ends_with("_shared");
+        let leaves = enter.contains("pg_advisory_unlock");
+        (call_key(enter, function), shared, leaves)
+    });
+    let leave = wait.contains("pg_advisory_unlock").then(|| {
+        let after = &wait[wait.find("pg_advisory_unlock").expect("a call")..];
+        let shared = after[..after.find('(').expect("a call")].ends_with("_shared");
+        (call_key(wait, "pg_advisory_unlock"), shared)
+    });
+    let several = wait.contains("<<search>>");
+    let (keys, shared) = if several {
+        let count: i32 = between(wait, "for place in 1..", " ")
+            .parse()
+            .expect("a number");
+        let first = call_key(wait, "when 1 then pg_catalog.pg_try_advisory_lock");
+        (slots(first, count), false)
+    } else {
+        let function = "perform pg_catalog.pg_advisory_lock";
+        let after = &wait[wait.find(function).expect("a call")..];
+        let name = &after[..after.find('(').expect("a call")];
+        (
+            vec![call_key(wait, function)],
+            shared_if(&format!("{name}(")),
+        )
+    };
+    Turn {
+        enter: entered,
+        keys,
+        shared,
+        leave,
+        settle: seconds(wait, "if not released then perform pg_catalog.pg_sleep("),
+        time: if several {
+            let milliseconds = between(wait, "interval '", " ms'")
+                .parse()
+                .expect("a number");
+            Duration::from_millis(milliseconds)
+        } else {
+            Duration::ZERO
+        },
+    }
+}
+
+fn settings(text: &str) -> Settings {
+    let value = |name: &str| {
+        let start = format!("set_config('{name}', '");
+        text.contains(&start).then(|| {
+            let milliseconds: u64 = between(text, &start, "'").parse().expect("a number");
+            Duration::from_millis(milliseconds)
+        })
+    };
+    let local = text.contains("idle_in_transaction_session_timeout");
+    let silence = value(if local {
+        "idle_in_transaction_session_timeout"
+    } else {
+        "idle_session_timeout"
+    });
+    Settings {
+        silence: silence.filter(|silence| !silence.is_zero()),
+        local,
+        lock_timeout: value("lock_timeout").unwrap_or_default(),
+    }
+}
+
+fn slots(first: Key, count: i32) -> Vec<Key> {
+    let Key::One(id) = first else {
+        panic!("the first slot is the lock itself")
+    };
+    let others = (2..=count).map(|slot| Key::Two(id as i32, slot));
+    [first].into_iter().chain(others).collect()
+}
+
+/// The key beside a lock in whose share those wait who want it alone.
+fn intent(class: &str) -> Key {
+    Key::Two(class.parse().expect("a number"), -1)
+}
+
+/// What stands between two texts.
+fn between<'a>(text: &'a str, before: &str, after: &str) -> &'a str {
+    let start = text
+        .find(before)
+        .unwrap_or_else(|| panic!("no {before} in {text}"))
+        + before.len();
+    let rest = &text[start..];
+    &rest[..rest.find(after).unwrap_or(rest.len())]
+}
+
+fn seconds(text: &str, before: &str) -> Duration {
+    let seconds = between(text, before, ")").parse().expect("a number");
+    Duration::from_secs_f64(seconds)
+}
+
+/// The key that this function is called with.
+fn call_key(text: &str, function: &str) -> Key {
+    let start = text
+        .find(function)
+        .unwrap_or_else(|| panic!("no {function} in {text}"));
+    key(between(&text[start..], "(", ")"))
+}
+
+fn key(text: &str) -> Key {
+    Key::parse(&text.replace(' ', "")).unwrap_or_else(|| panic!("{text} is no key"))
+}
+
+/// The key of the row of the lock table that is looked for.
+fn row_key(text: &str) -> Key {
+    let number = |column: &str| -> u32 {
+        between(text, &format!("{column} = '"), "'")
+            .parse()
+            .expect("a number")
+    };
+    let (class, object) = (number("classid"), number("objid"));
+    match number("objsubid") {
+        1 => Key::One((u64::from(class) << 32 | u64::from(object)) as i64),
+        _ => Key::Two(class as i32, object as i32),
+    }
+}
