@@ -16,6 +16,8 @@
 
 #[cfg(test)]
 mod golden;
+#[cfg(test)]
+pub use golden::Made;
 mod held_sql;
 pub mod holders;
 mod keys;
@@ -34,5 +36,5 @@ pub use keys::Name;
 pub use query::{Query, Unanswered};
 pub use release::release;
 pub use request_sql::{LockRequest, TURN};
-pub use restart::{HoldOff, RestartCheck, hold_off, lost_query};
+pub use restart::{HoldOff, RestartCheck, hold_off, longest_hold_off, lost_query};
 pub use verdict::Verdict;

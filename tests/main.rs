@@ -53,6 +53,7 @@ mod process {
 /// Which server, which pooler, and what they may do.
 mod servers {
     mod authentication;
+    mod failover;
     mod failures;
     mod floods;
     mod foreign;

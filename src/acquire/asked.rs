@@ -8,7 +8,7 @@ use crate::lock::{self, HoldOff, Lock, LockRequest, Query, Unanswered};
 use crate::pq::{Error, Outcome};
 use crate::server::dialect::Dialect;
 use crate::server::retry;
-use crate::server::session_settings::LockScope;
+use crate::server::session_settings::{Dispensable, LockScope};
 use crate::status;
 
 /// A question as it is put to the server, which knows what its answer means.
@@ -100,7 +100,7 @@ impl Asked {
         }
     }
 
-    /// What the outcomes mean. Where the server refuses a setting that can be done without, the request does without it
+    /// What the outcomes mean. Where the server refuses what can be done without, the request does without it
     /// from then on.
     pub fn read(&self, outcomes: &[Outcome], request: &mut LockRequest) -> Reading {
         let mut reading = Reading::from(Event::Answered(Answer::Any));
@@ -115,15 +115,20 @@ impl Asked {
                 Ok(lock::Verdict::RecentlyRestarted) => Answer::Verdict(Verdict::RecentlyRestarted),
                 Ok(lock::Verdict::Pooled) => Answer::Verdict(Verdict::Pooled),
                 Ok(lock::Verdict::Standby) => Answer::Verdict(Verdict::Standby),
-                Err(Unanswered::Refused(error)) => return setting_refused(&error, request).into(),
+                Err(Unanswered::Refused(error)) => return may_do_without(&error, request).into(),
                 Err(Unanswered::Senseless(why)) => Answer::Verdict(Verdict::Lie(why.to_owned())),
             },
             Self::Age(query) => match query.read(outcomes) {
-                Ok(HoldOff { time, is_held }) => Answer::Age(Some(Age {
+                Ok(HoldOff {
+                    time,
+                    is_held,
+                    is_promotion,
+                }) => Answer::Age(Some(Age {
                     left: time,
                     is_held,
+                    is_promotion,
                 })),
-                Err(Unanswered::Refused(error)) => return setting_refused(&error, request).into(),
+                Err(Unanswered::Refused(error)) => return may_do_without(&error, request).into(),
                 Err(Unanswered::Senseless(_)) => Answer::Age(None),
             },
             Self::Holders(query) => match query.read(outcomes) {
@@ -133,7 +138,7 @@ impl Asked {
             },
             Self::Token(query) => match query.read(outcomes) {
                 Ok(token) => Answer::Token(Some(token)),
-                Err(Unanswered::Refused(error)) => return refused(&error, false).into(),
+                Err(Unanswered::Refused(error)) => return refused(&error, None).into(),
                 Err(Unanswered::Senseless(_)) => Answer::Token(None),
             },
             Self::Listing(query) => match query.read(outcomes) {
@@ -146,13 +151,13 @@ impl Asked {
                 Ok(Holders::OfStandby) => Answer::Listing {
                     is_standby: Some(true),
                 },
-                Err(Unanswered::Refused(error)) => return refused(&error, false).into(),
+                Err(Unanswered::Refused(error)) => return refused(&error, None).into(),
                 Err(Unanswered::Senseless(_)) => Answer::Listing { is_standby: None },
             },
             Self::Rollback => Answer::Any,
             Self::Renew(query) => match query.read(outcomes) {
                 Ok(()) => Answer::Any,
-                Err(unanswered) => return refused(&unanswered.into(), false).into(),
+                Err(unanswered) => return refused(&unanswered.into(), None).into(),
             },
         };
         reading.event = Event::Answered(answer);
@@ -160,13 +165,13 @@ impl Asked {
     }
 }
 
-/// An error for an answer, which may be about a setting that can be done without.
-fn setting_refused(error: &Error, request: &mut LockRequest) -> Event {
+/// An error for an answer, which may be about something that can be done without.
+fn may_do_without(error: &Error, request: &mut LockRequest) -> Event {
     let can_do_without = request.settings.refuse(error);
     refused(error, can_do_without)
 }
 
-fn refused(error: &Error, can_do_without: bool) -> Event {
+fn refused(error: &Error, can_do_without: Option<Dispensable>) -> Event {
     Event::Refused(Refusal {
         error: host_error(error),
         can_do_without,

@@ -16,7 +16,7 @@ use crate::cli::config::Wait;
 use crate::lock::{self, RestartCheck, TURN};
 use crate::moment::Moment;
 use crate::server::retry::Again;
-use crate::server::session_settings::LockScope;
+use crate::server::session_settings::{Dispensable, LockScope};
 use crate::sys::Signal;
 
 /// How long to wait between two attempts behind a pooler, on the average: a waiter there must not sit on
@@ -192,6 +192,8 @@ pub struct Age {
     pub left: Duration,
     /// Whether a holder has it again.
     pub is_held: bool,
+    /// Whether it was promoted then, and not restarted.
+    pub is_promotion: bool,
 }
 
 /// An answer of the server.
@@ -219,8 +221,8 @@ pub enum Answer {
 pub struct Refusal {
     /// The error.
     pub error: HostError,
-    /// Whether it is about a setting that can be done without, and that will not be made again.
-    pub can_do_without: bool,
+    /// What it is about, if it can be done without, and will not be asked for again.
+    pub can_do_without: Option<Dispensable>,
 }
 
 /// That a connection was lost.
@@ -378,10 +380,15 @@ pub enum Line {
     Obtaining(Wait),
     /// Why the first round has failed.
     TryingAgain(String),
-    /// The server refuses a setting that can be done without.
-    SettingRefused(String),
-    /// The server has lost its sessions, so long is to be held off.
-    HoldingOff(Duration),
+    /// The server refuses something that can be done without.
+    Refused(Dispensable, String),
+    /// The server has lost its sessions, or was promoted: so long is to be held off.
+    HoldingOff {
+        /// How long.
+        time: Duration,
+        /// Whether it was promoted.
+        is_promotion: bool,
+    },
     /// Who holds the lock.
     HeldBy(String),
     /// How the lock is held.
@@ -401,14 +408,13 @@ impl Line {
     /// Whether it is for `--verbose` only.
     pub fn is_detail(&self) -> bool {
         match self {
-            Self::Connected { .. }
-            | Self::SettingRefused(_)
-            | Self::HeldBy(_)
-            | Self::Held { .. } => true,
+            Self::Connected { .. } | Self::Refused(..) | Self::HeldBy(_) | Self::Held { .. } => {
+                true
+            }
             Self::Connecting(_)
             | Self::Obtaining(_)
             | Self::TryingAgain(_)
-            | Self::HoldingOff(_) => false,
+            | Self::HoldingOff { .. } => false,
         }
     }
 }
@@ -426,13 +432,24 @@ impl fmt::Display for Line {
             }
             Self::Obtaining(Wait::Forever) => f.write_str("Obtaining lock without timeout.."),
             Self::TryingAgain(message) => write!(f, "{message}; trying again."),
-            Self::SettingRefused(error) => write!(f, "The server refuses a setting: {error}."),
-            Self::HoldingOff(time) => write!(
+            Self::Refused(Dispensable::Setting, error) => {
+                write!(f, "The server refuses a setting: {error}.")
+            }
+            Self::Refused(Dispensable::Promotion, error) => write!(
                 f,
-                "The server was restarted and lost its locks: holding off for {:.1} s, in which an earlier \
-                 holder may take its lock again.",
-                time.as_secs_f64()
+                "The server does not tell when it was promoted, so nobody holds off after a promotion: {error}."
             ),
+            Self::HoldingOff { time, is_promotion } => {
+                let what = match is_promotion {
+                    true => "was promoted and does not know the locks of the primary before it",
+                    false => "was restarted and lost its locks",
+                };
+                write!(
+                    f,
+                    "The server {what}: holding off for {:.1} s, in which an earlier holder may take its lock again.",
+                    time.as_secs_f64()
+                )
+            }
             Self::HeldBy(holder) => write!(f, "Held by {holder}."),
             Self::Held {
                 shared,
@@ -822,16 +839,18 @@ impl State {
                     Question::Try { .. } | Question::Wait { .. } => {
                         self.end_transaction(Reply::Refusal(refusal), at)
                     }
-                    Question::Age { scope } if refusal.can_do_without => {
-                        self.say(Line::SettingRefused(refusal.error.message));
-                        self.ask(Question::Age { scope }, at)
-                    }
-                    Question::Age { .. } => {
-                        let error = refusal
-                            .error
-                            .of("the server could not be asked for its age");
-                        self.fail(AttemptError::Host(error), at)
-                    }
+                    Question::Age { scope } => match refusal.can_do_without {
+                        Some(what) => {
+                            self.say(Line::Refused(what, refusal.error.message));
+                            self.ask(Question::Age { scope }, at)
+                        }
+                        None => {
+                            let error = refusal
+                                .error
+                                .of("the server could not be asked for its age");
+                            self.fail(AttemptError::Host(error), at)
+                        }
+                    },
                     Question::Token => {
                         let error = refusal.error.of("the server refused it");
                         self.fail(AttemptError::Host(error), at)
@@ -1274,13 +1293,13 @@ impl State {
             },
             Reply::Verdict(Verdict::Standby) => self.fail(AttemptError::Host(standby()), at),
             Reply::Verdict(Verdict::Lie(_)) => self.unexpected(),
-            Reply::Refusal(refusal) if refusal.can_do_without => {
-                self.say(Line::SettingRefused(refusal.error.message));
-                self.attempt(RestartCheck::HoldOff, at)
-            }
-            Reply::Refusal(refusal) => {
-                self.fail(AttemptError::Host(refusal.error.of(LOCK_CALL)), at)
-            }
+            Reply::Refusal(refusal) => match refusal.can_do_without {
+                Some(what) => {
+                    self.say(Line::Refused(what, refusal.error.message));
+                    self.attempt(RestartCheck::HoldOff, at)
+                }
+                None => self.fail(AttemptError::Host(refusal.error.of(LOCK_CALL)), at),
+            },
         }
     }
 
@@ -1329,7 +1348,7 @@ impl State {
         let can_be = self
             .plan
             .ttl
-            .is_some_and(|ttl| at.now <= since + lock::hold_off(ttl));
+            .is_some_and(|ttl| at.now <= since + self.longest_hold_off(ttl));
         if self.tried == RestartCheck::HoldOff && can_be {
             self.hold_off_until = None;
             return self.ask(Question::Age { scope: self.scope }, at);
@@ -1338,9 +1357,22 @@ impl State {
         self.fail(maybe_later(message.to_owned()), at)
     }
 
+    /// For how long to hold off at most. Behind a pooler the server is asked anew then, and is to say the same.
+    fn longest_hold_off(&self, ttl: Duration) -> Duration {
+        match self.scope {
+            LockScope::Session => lock::hold_off(ttl),
+            LockScope::Transaction => lock::longest_hold_off(ttl),
+        }
+    }
+
     /// The server has said for how long an earlier holder can take its lock again.
     fn age_known(&mut self, age: Option<Age>, at: &mut At) -> Order {
-        let Some(Age { left, is_held }) = age else {
+        let Some(Age {
+            left,
+            is_held,
+            is_promotion,
+        }) = age
+        else {
             return self.stop(
                 failed("the server gave an unexpected answer to the question for its age"),
                 at,
@@ -1350,14 +1382,17 @@ impl State {
             return self.attempt(RestartCheck::None, at);
         }
         let ttl = self.plan.ttl.unwrap_or(left);
-        let left = left.min(lock::hold_off(ttl));
+        let left = left.min(self.longest_hold_off(ttl));
         if self.plan.wait == Wait::No && is_held {
             return self.name_holders(at);
         }
         let whole = match self.hold_off_until {
             Some(until) => until,
             None => {
-                self.say(Line::HoldingOff(left));
+                self.say(Line::HoldingOff {
+                    time: left,
+                    is_promotion,
+                });
                 at.now + left
             }
         };

@@ -176,7 +176,7 @@ impl Lock {
     fn verdict_sql(self, dialect: &dyn Dialect, taken: &str) -> String {
         format!(
             "select {}when {taken} then 'held {}' else 'busy' end",
-            verdict::guards(dialect, self.scope, RestartCheck::None, self.settings.ttl),
+            verdict::guards(dialect, self.scope, RestartCheck::None, self.settings),
             self.key
         )
     }

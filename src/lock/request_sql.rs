@@ -100,7 +100,7 @@ impl LockRequest {
         };
         let attempt = format!(
             "select {}{settings}{attempt} end",
-            verdict::guards(dialect, scope, check, self.settings.ttl),
+            verdict::guards(dialect, scope, check, self.settings),
         );
         Ok(self.verdict_query(statements, attempt))
     }
@@ -206,7 +206,7 @@ impl LockRequest {
                 dialect,
                 LockScope::Session,
                 RestartCheck::None,
-                self.settings.ttl
+                self.settings
             ),
             self.any_slot(dialect, LockScope::Session, slot)?
         );

@@ -2,6 +2,8 @@
 //! long as their leases last. So a newcomer holds off until they are over, and who was cut off asks whether it was a
 //! restart. Each of the two has to be sure of another side of it: the newcomer of every time that the server did, the holder
 //! that it did.
+//!
+//! A standby that was promoted never had the locks of the primary before it: to a newcomer that is the same.
 
 use std::time::Duration;
 
@@ -9,7 +11,7 @@ use super::query::{Answer, Place, Query, Statements};
 use super::request_sql::LockRequest;
 use crate::pq::Error;
 use crate::server::dialect::Dialect;
-use crate::server::session_settings::LockScope;
+use crate::server::session_settings::{LockScope, SessionSettings};
 
 /// When the postmaster started. A restart moves it.
 const START: &str = "pg_catalog.pg_postmaster_start_time()";
@@ -18,6 +20,13 @@ const START: &str = "pg_catalog.pg_postmaster_start_time()";
 /// rest under the same postmaster, resets all statistics. An administrator may reset these too, see [`resets`]; but where
 /// they were not, there was no crash.
 const RESET: &str = "pg_catalog.pg_stat_get_bgwriter_stat_reset_time()";
+
+/// Where a server's last recovery has ended, in its log: one that has been a standby since it was started, or was not stopped
+/// in good order before. Null on others.
+const RECOVERED: &str = "pg_catalog.pg_last_wal_replay_lsn()";
+
+/// How much earlier than it was a time may seem that is cut to the second.
+const CUT: Duration = Duration::from_secs(1);
 
 /// What is wrong with an answer that tells no age.
 const UNEXPECTED: &str = "the server gave an unexpected answer to the question for its age";
@@ -37,6 +46,11 @@ pub fn hold_off(ttl: Duration) -> Duration {
     ttl
 }
 
+/// The same as a server may reckon that tells its promotion to the second: for so long it may say that it was just now.
+pub fn longest_hold_off(ttl: Duration) -> Duration {
+    hold_off(ttl) + CUT
+}
+
 /// What a newcomer is told who asks whether to hold off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HoldOff {
@@ -45,6 +59,8 @@ pub struct HoldOff {
     /// Whether a holder has its lock again, so that who does not wait for the lock need not wait here; with slots it may
     /// not be the last.
     pub is_held: bool,
+    /// Whether it is for a promotion, and not for a restart.
+    pub is_promotion: bool,
 }
 
 impl LockRequest {
@@ -58,17 +74,23 @@ impl LockRequest {
         dialect: &dyn Dialect,
         scope: LockScope,
     ) -> Result<Query<HoldOff>, Error> {
-        let whole = hold_off(self.settings.ttl.unwrap_or_default());
+        let ttl = self.settings.ttl.unwrap_or_default();
         let mut statements = Statements::new();
         if scope == LockScope::Session {
             statements.add(self.settings.sql(dialect, scope, 0));
         }
+        let tells_promotion = self.settings.tells_promotion(dialect);
+        let promoted = match tells_promotion {
+            true => promoted_at_the_latest(),
+            false => "null::timestamptz".to_owned(),
+        };
         let age = statements.add(format!(
-            "select '{}' - extract(epoch from pg_catalog.clock_timestamp() - {}), {}, {}",
-            whole.as_secs(),
+            "select '{}' - extract(epoch from pg_catalog.clock_timestamp() - greatest(lost, promoted)), {}, {}, \
+             coalesce(promoted > lost, false) from (select {} as lost, {promoted} as promoted) past",
+            hold_off(ttl).as_secs(),
+            is_first_start(dialect, tells_promotion),
+            self.is_held_sql(dialect)?,
             lost_at_the_latest(dialect),
-            is_first_start(dialect),
-            self.is_held_sql(dialect)?
         ));
         Ok(statements.query(move |answer| {
             let left = answer.seconds(age, 0);
@@ -79,40 +101,68 @@ impl LockRequest {
                 // The server's clock may have been set back since it started.
                 time: match is_first {
                     "t" => Duration::ZERO,
-                    _ => left.min(whole),
+                    _ => left.min(longest_hold_off(ttl)),
                 },
                 is_held: answer.field(age, 2) == Some("t"),
+                is_promotion: answer.field(age, 3) == Some("t"),
             })
         }))
     }
 }
 
-/// The condition that the server lost its sessions less than a ttl ago; `None` for one to whom that makes no difference.
+/// The condition that the server lost its sessions, or was promoted, less than a ttl ago; `None` for one to whom that makes no
+/// difference. To be asked of one that is known not to be a standby.
 pub fn is_recent(
     dialect: &dyn Dialect,
     scope: LockScope,
     check: RestartCheck,
-    ttl: Option<Duration>,
+    settings: SessionSettings,
 ) -> Option<String> {
-    let ttl = ttl.filter(|_| check == RestartCheck::HoldOff)?;
-    let whole = hold_off(ttl).as_secs();
-    let is_late = |moment: &str| {
+    let ttl = settings.ttl.filter(|_| check == RestartCheck::HoldOff)?;
+    let is_late = |moment: &str, time: Duration| {
         format!(
-            "pg_catalog.timestamptz_gt({moment}, pg_catalog.timestamptz_mi_interval('now', '{whole} s'))"
+            "pg_catalog.timestamptz_gt({moment}, pg_catalog.timestamptz_mi_interval('now', '{} s'))",
+            time.as_secs()
         )
     };
+    let whole = hold_off(ttl);
+    let tells_promotion = settings.tells_promotion(dialect);
     Some(match scope {
-        // What tells a crash from a reset is dear to a new backend: where it may be either, `age_query` asks.
-        LockScope::Session => format!("{} or {}", is_late(START), is_late(RESET)),
+        // What tells a crash from a reset, and a promotion from a checkpoint, is dear to a new backend: where it may be
+        // either, `age_query` asks.
+        LockScope::Session => {
+            let mut recent = format!("{} or {}", is_late(START, whole), is_late(RESET, whole));
+            if tells_promotion {
+                let modified = "(pg_catalog.pg_control_system()).pg_control_last_modified";
+                recent += &format!(
+                    " or {RECOVERED} is not null and {}",
+                    is_late(modified, longest_hold_off(ttl))
+                );
+            }
+            recent
+        }
         // The next question may come to another server than this one.
-        LockScope::Transaction => is_late(&lost_at_the_latest(dialect)),
+        LockScope::Transaction => {
+            let lost = lost_at_the_latest(dialect);
+            is_late(
+                &match tells_promotion {
+                    true => format!("greatest({lost}, {})", promoted_at_the_latest()),
+                    false => lost,
+                },
+                whole,
+            )
+        }
     })
 }
 
 /// The condition that this is the first start of a new cluster: then nobody can have held a lock before it. At a first
 /// start the statistics are those of initdb, before the start, and know of no checkpoint; a clean stop counts one, and after
-/// any other the statistics begin anew, after the start. Before version 15 they do not tell.
-fn is_first_start(dialect: &dyn Dialect) -> String {
+/// any other the statistics begin anew, after the start. Before version 15 they do not tell. A standby does not count its
+/// checkpoints from version 17 on: it is no new cluster, and whether a server was one has to be known.
+fn is_first_start(dialect: &dyn Dialect, tells_promotion: bool) -> String {
+    if !tells_promotion {
+        return "false".to_owned();
+    }
     let counters = match dialect.server_version() {
         ..150_000 => return "false".to_owned(),
         150_000..170_000 => [
@@ -127,7 +177,25 @@ fn is_first_start(dialect: &dyn Dialect) -> String {
         ],
     };
     let [reset, timed, requested] = counters.map(|name| format!("pg_catalog.pg_stat_get_{name}()"));
-    format!("{reset} < {START} and {timed} + {requested} = 0")
+    format!("{reset} < {START} and {timed} + {requested} = 0 and {RECOVERED} is null")
+}
+
+/// When the server was promoted, for one who has to know of every time that it was; null where it never was since it was
+/// started.
+///
+/// Its control file was written last at the promotion or after it. If that was for a checkpoint which began after the promotion
+/// it was not later than the beginning of that one. On the first timeline there was no promotion: there a recovery was that
+/// after a crash, which resets the statistics, too. As far as measured an ordinary role sees nothing that is nearer: neither the
+/// statistics nor the times of starts and loads move at a promotion, and the counts of checkpoints outlive one.
+fn promoted_at_the_latest() -> String {
+    // One that has become a standby would not tell its timeline.
+    format!(
+        "(select case when redo_lsn >= {RECOVERED} then checkpoint_time else pg_control_last_modified end + '{} s' \
+         from pg_catalog.pg_control_checkpoint(), pg_catalog.pg_control_system() where {RECOVERED} is not null and \
+         case when not pg_catalog.pg_is_in_recovery() then \
+         pg_catalog.left(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 8) <> '00000001' end)",
+        CUT.as_secs()
+    )
 }
 
 /// When the server's statistics were reset, by their kinds: those that a crash resets at one and the same moment; and, from
@@ -196,7 +264,6 @@ mod tests {
     use super::*;
     use crate::lock::{Unanswered, golden::Made, keys::Name};
     use crate::pq::Outcome;
-    use crate::server::session_settings::SessionSettings;
 
     #[test]
     fn a_newcomer_holds_off_for_a_ttl_at_most_and_not_on_a_first_start() {
@@ -208,19 +275,25 @@ mod tests {
             fence: false,
         };
         let unexpected = || Err(Unanswered::Senseless(UNEXPECTED));
-        let told = |time, is_held| {
+        let told = |time, is_held, is_promotion| {
             let time = Duration::from_millis(time);
-            Ok(HoldOff { time, is_held })
+            Ok(HoldOff {
+                time,
+                is_held,
+                is_promotion,
+            })
         };
+        let (yes, no) = (Some("t"), Some("f"));
         for (fields, expected) in [
-            ([Some("4.5"), Some("f"), Some("f")], told(4500, false)),
-            ([Some("4.5"), Some("f"), Some("t")], told(4500, true)),
-            ([Some("-3"), Some("f"), Some("f")], told(0, false)),
-            ([Some("4000"), Some("f"), Some("f")], told(15_000, false)),
-            ([Some("4.5"), Some("t"), Some("f")], told(0, false)),
-            ([Some("soon"), Some("t"), Some("f")], unexpected()),
-            ([None, Some("f"), Some("f")], unexpected()),
-            ([Some("4.5"), None, Some("f")], unexpected()),
+            ([Some("4.5"), no, no, no], told(4500, false, false)),
+            ([Some("4.5"), no, yes, no], told(4500, true, false)),
+            ([Some("4.5"), no, no, yes], told(4500, false, true)),
+            ([Some("-3"), no, no, no], told(0, false, false)),
+            ([Some("4000"), no, no, no], told(16_000, false, false)),
+            ([Some("4.5"), yes, no, no], told(0, false, false)),
+            ([Some("soon"), yes, no, no], unexpected()),
+            ([None, no, no, no], unexpected()),
+            ([Some("4.5"), None, no, no], unexpected()),
         ] {
             let row = fields.map(|field| field.map(str::to_owned)).to_vec();
             let rows = |rows| Outcome::Done { rows };

@@ -1,13 +1,11 @@
 //! How an attempt at a lock went: the statement that tells, and the one that proves it. The last but one of a query
 //! tells how it went, and the last brings what the lock table has of this session: the proof, looked at here.
 
-use std::time::Duration;
-
 use super::keys::Key;
 use super::query::{Answer, Place, Statements};
 use super::restart::{self, RestartCheck};
 use crate::server::dialect::Dialect;
-use crate::server::session_settings::LockScope;
+use crate::server::session_settings::{LockScope, SessionSettings};
 
 /// The server's word on an attempt to take the lock.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,7 +47,7 @@ pub fn guards(
     dialect: &dyn Dialect,
     scope: LockScope,
     check: RestartCheck,
-    ttl: Option<Duration>,
+    settings: SessionSettings,
 ) -> String {
     let pid = dialect.backend_pid();
     let pooled = match scope {
@@ -58,7 +56,7 @@ pub fn guards(
         }
         LockScope::Transaction => String::new(),
     };
-    let young = match restart::is_recent(dialect, scope, check, ttl) {
+    let young = match restart::is_recent(dialect, scope, check, settings) {
         Some(recent) => format!("when {recent} then 'young' "),
         None => String::new(),
     };
@@ -137,7 +135,6 @@ mod tests {
     use super::super::request_sql::LockRequest;
     use super::*;
     use crate::pq::Outcome;
-    use crate::server::session_settings::SessionSettings;
 
     fn request(name: Name, slots: u32) -> LockRequest {
         LockRequest {

@@ -21,6 +21,25 @@ const NAMES: [&str; 8] = [
     "transaction_timeout",
 ];
 
+/// What a server is asked about its own past, and need not tell every role, or any: a role may not be let, and some managed
+/// servers that are not made of PostgreSQL's own storage say that they do not support it.
+const PAST: [&str; 5] = [
+    "pg_last_wal_replay_lsn",
+    "pg_control_system",
+    "pg_control_checkpoint",
+    "pg_walfile_name",
+    "pg_current_wal_lsn",
+];
+
+/// What a server refuses that can be done without.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dispensable {
+    /// A setting.
+    Setting,
+    /// To tell when it was promoted.
+    Promotion,
+}
+
 /// What a lock is bound to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LockScope {
@@ -38,12 +57,23 @@ pub struct SessionSettings {
     pub ttl: Option<Duration>,
     /// What this server does not let us set, one bit for each of [`NAMES`].
     refused: u8,
+    /// Whether it does not tell us when it was promoted.
+    hides_promotion: bool,
 }
 
 impl SessionSettings {
     /// With this lease, if any.
     pub fn new(ttl: Option<Duration>) -> Self {
-        Self { ttl, refused: 0 }
+        Self {
+            ttl,
+            refused: 0,
+            hides_promotion: false,
+        }
+    }
+
+    /// Whether the server tells when it was promoted, as far as is known. Before version 10 it has other words for it.
+    pub fn tells_promotion(self, dialect: &dyn Dialect) -> bool {
+        !self.hides_promotion && dialect.server_version() >= 100_000
     }
 
     /// The same without a lease.
@@ -61,25 +91,27 @@ impl SessionSettings {
         self.ttl.is_some() && values.iter().any(|(other, _)| *other == name)
     }
 
-    /// Takes note that a server does not let us set something, as some managed ones do not, and tells
-    /// whether it is something that can be done without.
-    pub fn refuse(&mut self, error: &Error) -> bool {
-        // insufficient_privilege, cant_change_runtime_param, undefined_object, invalid_parameter_value.
-        let is_refusal = matches!(
-            error.sqlstate.as_deref(),
-            Some("42501" | "55P02" | "42704" | "22023")
-        );
+    /// Takes note that a server does not let us set something, as some managed ones do not, or does not tell us something,
+    /// and says what it is if it can be done without.
+    pub fn refuse(&mut self, error: &Error) -> Option<Dispensable> {
+        let state = error.sqlstate.as_deref();
         // Servers speak many languages, each with quotes of its own; the name is the same in all.
         let is_between = |c: char| !(c.is_ascii_alphanumeric() || c == '_');
         let words: Vec<&str> = error.message.split(is_between).collect();
+        // insufficient_privilege, cant_change_runtime_param, undefined_object, invalid_parameter_value.
+        let is_refusal = matches!(state, Some("42501" | "55P02" | "42704" | "22023"));
         let bit = NAMES.iter().position(|name| words.contains(name));
-        match bit.filter(|_| is_refusal) {
-            Some(bit) if self.refused & (1 << bit) == 0 => {
-                self.refused |= 1 << bit;
-                true
-            }
-            _ => false,
+        if let Some(bit) = bit.filter(|bit| is_refusal && self.refused & (1 << bit) == 0) {
+            self.refused |= 1 << bit;
+            return Some(Dispensable::Setting);
         }
+        // insufficient_privilege, undefined_function, feature_not_supported.
+        let is_hidden = matches!(state, Some("42501" | "42883" | "0A000"));
+        if is_hidden && !self.hides_promotion && PAST.iter().any(|name| words.contains(name)) {
+            self.hides_promotion = true;
+            return Some(Dispensable::Promotion);
+        }
+        None
     }
 
     /// The statement that makes the settings: for the session, unless a pooler would lend it to others, or
@@ -176,10 +208,15 @@ mod tests {
     #[test]
     fn what_is_refused_is_done_without_and_keepalive_takes_the_place_of_the_lease() {
         let mut settings = SessionSettings::new(Some(Duration::from_secs(15)));
-        assert!(settings.refuse(&refusal("statement_timeout")));
-        assert!(settings.refuse(&refusal("idle_session_timeout")));
-        assert!(!settings.refuse(&refusal("idle_session_timeout")), "twice");
-        assert!(!settings.refuse(&refusal("lock_timeout")));
+        let setting = Some(Dispensable::Setting);
+        assert_eq!(settings.refuse(&refusal("statement_timeout")), setting);
+        assert_eq!(settings.refuse(&refusal("idle_session_timeout")), setting);
+        assert_eq!(
+            settings.refuse(&refusal("idle_session_timeout")),
+            None,
+            "twice"
+        );
+        assert_eq!(settings.refuse(&refusal("lock_timeout")), None);
         let set = names(settings, 150_000, LockScope::Session);
         assert!(!set.contains(&"statement_timeout") && !set.contains(&"idle_session_timeout"));
         assert!(set.contains(&"tcp_keepalives_idle"));
@@ -215,7 +252,11 @@ mod tests {
                     ..Error::default()
                 };
                 let mut settings = SessionSettings::new(Some(Duration::from_secs(15)));
-                assert!(settings.refuse(&refusal(name)), "{name}: {message}");
+                assert_eq!(
+                    settings.refuse(&refusal(name)),
+                    Some(Dispensable::Setting),
+                    "{name}: {message}"
+                );
                 assert!(settings.is_refused(name));
                 // No more than that one, and by no part of its name.
                 assert_eq!(settings.refused.count_ones(), 1, "{name}");
@@ -224,12 +265,59 @@ mod tests {
                     format!("my_{name}"),
                     format!("{name}_2"),
                 ] {
-                    assert!(
-                        !SessionSettings::new(None).refuse(&refusal(&other)),
+                    assert_eq!(
+                        SessionSettings::new(None).refuse(&refusal(&other)),
+                        None,
                         "{other}"
                     );
                 }
             }
+        }
+    }
+
+    #[test]
+    fn a_server_need_not_tell_when_it_was_promoted() {
+        let made = |version| crate::lock::Made { version };
+        for (sqlstate, message, is_hidden) in [
+            (
+                "42501",
+                "permission denied for function pg_control_system",
+                true,
+            ),
+            (
+                "0A000",
+                "Function pg_last_wal_replay_lsn() is currently not supported for Aurora",
+                true,
+            ),
+            (
+                "42883",
+                "function pg_catalog.pg_walfile_name(pg_lsn) does not exist",
+                true,
+            ),
+            ("55000", "recovery is in progress: pg_walfile_name", false),
+            (
+                "42501",
+                "permission denied for function pg_control_x",
+                false,
+            ),
+            ("42501", "permission denied for table t", false),
+        ] {
+            let error = Error {
+                sqlstate: Some(sqlstate.to_owned()),
+                message: message.to_owned(),
+                reached: true,
+                ..Error::default()
+            };
+            let mut settings = SessionSettings::new(None);
+            assert!(settings.tells_promotion(&made(14)) && !settings.tells_promotion(&made(9)));
+            let refused = settings.refuse(&error);
+            assert_eq!(
+                refused,
+                is_hidden.then_some(Dispensable::Promotion),
+                "{message}"
+            );
+            assert_eq!(settings.tells_promotion(&made(14)), !is_hidden, "{message}");
+            assert_eq!(settings.refuse(&error), None, "twice: {message}");
         }
     }
 

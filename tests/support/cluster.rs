@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::chown;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use super::server::Builder;
 use super::wait::{PATIENCE, eventually};
@@ -66,6 +67,19 @@ pub fn standby(primary: &Server, builder: Builder) -> Server {
     });
     assert_eq!(standby.psql("select pg_is_in_recovery()"), "t");
     standby
+}
+
+/// Waits until a server was started so long ago that its start is no reason to hold off.
+#[track_caller]
+pub fn grow_old(server: &Server, ttl: Duration) {
+    let is_old = format!(
+        "select clock_timestamp() - greatest(pg_postmaster_start_time(), \
+         pg_stat_get_bgwriter_stat_reset_time()) > '{} ms'",
+        ttl.as_millis()
+    );
+    eventually("the server is old", PATIENCE, || {
+        (server.psql(&is_old) == "t").then_some(())
+    });
 }
 
 /// Makes a primary of a standby.

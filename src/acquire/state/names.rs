@@ -60,6 +60,9 @@ impl Event {
                 },
                 Answer::Age(Some(age)) if age.left.is_zero() => "not young",
                 Answer::Age(Some(Age { is_held: true, .. })) => "young, and held again",
+                Answer::Age(Some(Age {
+                    is_promotion: true, ..
+                })) => "promoted 10 s ago",
                 Answer::Age(Some(_)) => "young for 5 s",
                 Answer::Age(None) => "no age",
                 Answer::Holders(_) => "holders",
@@ -74,8 +77,11 @@ impl Event {
                 Answer::Listing { is_standby: None } => "no list",
                 Answer::Any => "any answer",
             },
-            Self::Refused(refusal) if refusal.can_do_without => "refused for a setting",
-            Self::Refused(_) => "refused",
+            Self::Refused(refusal) => match refusal.can_do_without {
+                Some(Dispensable::Setting) => "refused for a setting",
+                Some(Dispensable::Promotion) => "refused to tell of a promotion",
+                None => "refused",
+            },
             Self::Unasked => "answer to nothing",
             Self::Unsaid(_) => "not to be said",
             Self::Unguarded(_) => "no guardian",

@@ -53,11 +53,26 @@ fn verdict(verdict: Verdict) -> Event {
 }
 
 fn age(left: f64, is_held: bool) -> Event {
-    let left = time(left);
-    Event::Answered(Answer::Age(Some(Age { left, is_held })))
+    aged(left, is_held, false)
+}
+
+fn promoted(left: f64) -> Event {
+    aged(left, false, true)
+}
+
+fn aged(left: f64, is_held: bool, is_promotion: bool) -> Event {
+    Event::Answered(Answer::Age(Some(Age {
+        left: time(left),
+        is_held,
+        is_promotion,
+    })))
 }
 
 fn refused(can_do_without: bool) -> Event {
+    refused_for(can_do_without.then_some(Dispensable::Setting))
+}
+
+fn refused_for(can_do_without: Option<Dispensable>) -> Event {
     Event::Refused(Refusal {
         error: error("no", Again::Never),
         can_do_without,
@@ -173,6 +188,7 @@ fn events() -> Vec<(&'static str, Event)> {
         ("lie", verdict(Verdict::Lie("a lie".to_owned()))),
         ("young for 5 s", age(5.0, false)),
         ("young, and held again", age(5.0, true)),
+        ("promoted 10 s ago", promoted(5.0)),
         ("not young", age(0.0, false)),
         ("no age", Event::Answered(Answer::Age(None))),
         (
@@ -196,6 +212,10 @@ fn events() -> Vec<(&'static str, Event)> {
         ("any answer", Event::Answered(Answer::Any)),
         ("refused", refused(false)),
         ("refused for a setting", refused(true)),
+        (
+            "refused to tell of a promotion",
+            refused_for(Some(Dispensable::Promotion)),
+        ),
         ("answer to nothing", Event::Unasked),
         ("not to be said", Event::Unsaid("no words".to_owned())),
         ("no guardian", Event::Unguarded("no room".to_owned())),
@@ -270,8 +290,15 @@ fn said(line: &Line) -> &'static str {
         Line::Connected { .. } => "say connected",
         Line::Obtaining(_) => "say obtaining",
         Line::TryingAgain(_) => "say trying again",
-        Line::SettingRefused(_) => "say setting refused",
-        Line::HoldingOff(_) => "say holding off",
+        Line::Refused(Dispensable::Setting, _) => "say setting refused",
+        Line::Refused(Dispensable::Promotion, _) => "say promotion hidden",
+        Line::HoldingOff {
+            is_promotion: false,
+            ..
+        } => "say holding off",
+        Line::HoldingOff {
+            is_promotion: true, ..
+        } => "say holding off after a promotion",
         Line::HeldBy(_) => "say holder",
         Line::Held { .. } => "say held",
     }
@@ -766,7 +793,7 @@ fn a_server_cannot_be_young_for_ever() {
         run.on(age(4.0, false));
         run.at(now, Event::Passed);
     }
-    assert_eq!(now, 116.0);
+    assert_eq!(now, 120.0);
     // One that was not asked whether it is does not say so.
     for (ttl, check) in [
         (None, RestartCheck::HoldOff),
