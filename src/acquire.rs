@@ -24,6 +24,7 @@ use crate::log::Log;
 use crate::moment::Moment;
 use crate::pq::Conninfo;
 use crate::server::conninfo::Target;
+use crate::server::places::Places;
 use crate::server::session::Session;
 use crate::server::session_settings::LockScope;
 use crate::server::wait::{self, Interrupt};
@@ -84,7 +85,9 @@ struct Attempt<'a> {
     target: &'a Target,
     state: State,
     exchange: Exchange<'a>,
-    /// How to connect to the host at hand.
+    /// The host at hand.
+    host: usize,
+    /// How to connect to it.
     settings: Conninfo,
 }
 
@@ -114,6 +117,7 @@ impl<'a> Attempt<'a> {
             state: State::new(plan, start),
             exchange: Exchange::new(config, signals)
                 .map_err(|error| failed(format_args!("no memory: {error}")))?,
+            host: 0,
             settings: Conninfo::new(),
         })
     }
@@ -157,11 +161,8 @@ impl<'a> Attempt<'a> {
 
     fn connect(&mut self, dial: Dial) -> Event {
         self.exchange.close();
-        self.settings = self
-            .target
-            .hosts()
-            .nth(dial.host as usize)
-            .unwrap_or_default();
+        self.host = dial.host as usize;
+        self.settings = self.target.hosts().nth(self.host).unwrap_or_default();
         match self.dial(dial) {
             Ok(session) => {
                 let welcome = welcome(&session);
@@ -218,7 +219,7 @@ impl<'a> Attempt<'a> {
         }
         let guardian = self.exchange.guardian.take();
         Ok(Held {
-            settings: dial::same_server(&self.settings, &session),
+            places: Places::new(self.target.hosts().collect(), self.host, &session),
             session,
             lock,
             sent: taken.sent,

@@ -3,7 +3,7 @@
 use crate::guardian::Guardian;
 use crate::lock::Lock;
 use crate::moment::Moment;
-use crate::pq::Conninfo;
+use crate::server::places::Places;
 use crate::server::session::Session;
 use crate::sys::SharedState;
 
@@ -21,8 +21,8 @@ pub struct Held {
     pub shared: SharedState,
     /// Who does it.
     pub guardian: Guardian,
-    /// How to connect to the same server again, without a look-up that may block.
-    pub settings: Conninfo,
+    /// Where to look for the server when the session is lost.
+    pub places: Places,
     /// Whether the session is known by a name that tells since when it has waited.
     pub waited: bool,
 }

@@ -36,5 +36,7 @@ pub use keys::Name;
 pub use query::{Query, Unanswered};
 pub use release::release;
 pub use request_sql::{LockRequest, TURN};
-pub use restart::{HoldOff, RestartCheck, hold_off, longest_hold_off, lost_query};
+pub use restart::{
+    History, HoldOff, Past, RestartCheck, history_query, hold_off, longest_hold_off,
+};
 pub use verdict::Verdict;

@@ -2,6 +2,7 @@
 
 pub mod conninfo;
 pub mod dialect;
+pub mod places;
 pub mod resolve;
 pub mod retry;
 pub mod session;

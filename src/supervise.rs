@@ -26,7 +26,7 @@ use crate::held::Held;
 use crate::lease::Lease;
 use crate::lock::Lock;
 use crate::log::Log;
-use crate::pq::Conninfo;
+use crate::server::places::Places;
 use crate::server::session_name;
 use crate::server::session_settings::LockScope;
 use crate::server::wait;
@@ -93,12 +93,14 @@ pub fn run(
         pooled: held.lock.scope() == LockScope::Transaction,
         rename: new_name.is_some(),
         has_terminal: terminal.is_some(),
+        others: held.places.others(),
     };
     let mut supervisor = Supervisor {
         config,
         signals,
         log,
-        settings: &held.settings,
+        places: held.places,
+        place: 0,
         lock: held.lock,
         backend_pid: held.session.connection().backend_pid(),
         shared: held.shared,
@@ -128,8 +130,10 @@ struct Supervisor<'a> {
     config: &'a Config,
     signals: &'a Signals,
     log: Log,
-    /// How to reach the server again.
-    settings: &'a Conninfo,
+    /// Where to look for the server.
+    places: Places,
+    /// Where the last attempt to reach it has gone.
+    place: u32,
     lock: Lock,
     /// The backend of the session that holds the lock, or held it last.
     backend_pid: i32,
@@ -164,7 +168,7 @@ impl Supervisor<'_> {
             let is_wire_ready = self.wait();
             self.look_at_guardian();
             self.reap();
-            if is_wire_ready {
+            if is_wire_ready || self.wire.is_late(sys::now()) {
                 self.step_wire();
             }
             for signal in self.signals.take() {
@@ -179,10 +183,12 @@ impl Supervisor<'_> {
     /// Waits for a signal, the connection or the next deadline. Tells whether it was the connection.
     fn wait(&self) -> bool {
         let now = sys::now();
-        let deadline = self.state.next_deadline(now);
+        let deadline = self.state.next_deadline(now).into_iter();
+        let deadline = deadline.chain(self.wire.deadline()).min();
         self.timer.set(deadline);
         let wire = match &self.wire {
             Wire::Up(session, _) => wait::wait_for(session),
+            Wire::LookingUp(look_up, _) => Some(look_up.wait()),
             Wire::Connecting(reconnect) => Some(reconnect.wait()),
             Wire::None => None,
         };
@@ -220,7 +226,7 @@ impl Supervisor<'_> {
             Effect::Continue => self.continue_command(),
             Effect::Kill => self.kill_command(),
             Effect::Ask(question) => return self.ask(question),
-            Effect::Connect(patience) => return self.connect(patience),
+            Effect::Connect(place, patience) => return self.connect(place, patience),
             Effect::Disconnect => {
                 // An attempt that is given up ends by itself.
                 if let Wire::Up(..) = self.wire {

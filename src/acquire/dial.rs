@@ -5,7 +5,7 @@ use crate::exit::Exit;
 use crate::log;
 use crate::moment::Moment;
 use crate::pq::{Conninfo, Error};
-use crate::server::resolve::{self, resolve};
+use crate::server::resolve::resolve;
 use crate::server::session::{Event, Session};
 use crate::server::wait::{self, Interrupt, left};
 use crate::sys::{self, Signals};
@@ -77,12 +77,4 @@ fn first_to_answer(
 /// When the first of so many has had its part of the time until a deadline.
 fn share(deadline: Option<Moment>, among: u32) -> Option<Moment> {
     left(deadline).map(|left| sys::now() + left / among)
-}
-
-/// The settings with the address that they have led to, so that no name has to be looked up again.
-pub fn same_server(settings: &Conninfo, session: &Session) -> Conninfo {
-    match session.connection().address() {
-        Some(address) => resolve::at(settings, &address),
-        None => settings.clone(),
-    }
 }

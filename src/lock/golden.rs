@@ -9,7 +9,7 @@ use super::holders;
 use super::keys::{Key, Name};
 use super::query::Query;
 use super::request_sql::LockRequest;
-use super::restart::{RestartCheck, lost_query};
+use super::restart::{RestartCheck, history_query};
 use crate::pq::Error;
 use crate::server::dialect::Dialect;
 use crate::server::session;
@@ -197,9 +197,10 @@ fn show_restarts(shown: &mut Shown) {
         }
     }
     for version in VERSIONS {
-        let query = lost_query(&Made { version });
-        shown.add(format_args!("holder's age; version {version}"), &query);
+        let query = locks()[0].1.past_query(&Made { version });
+        shown.add(format_args!("holder's past; version {version}"), &query);
     }
+    shown.add("history", &history_query());
 }
 
 fn show_locks(shown: &mut Shown) {

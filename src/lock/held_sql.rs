@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::keys::{Key, OWN_DATABASE};
 use super::query::{Query, Statements};
-use super::restart::{AgePlace, RestartCheck};
+use super::restart::{Past, PastPlace, RestartCheck, past_query};
 use super::verdict::{self, Verdict, VerdictPlace};
 use crate::pq::Error;
 use crate::server::dialect::Dialect;
@@ -23,8 +23,8 @@ pub struct Lock {
 /// What the server says to an attempt to take a lock again.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Retaken {
-    /// How long ago it lost all its sessions.
-    pub age: Duration,
+    /// What it says of its past.
+    pub past: Past,
     /// How the attempt went.
     pub verdict: Verdict,
 }
@@ -44,8 +44,17 @@ impl Lock {
         self.scope
     }
 
-    /// Tries to take the lock again on a new connection, and asks how long ago the server lost all its
-    /// sessions.
+    /// Takes note of an error for an answer, if it is about something that can be done without.
+    pub fn do_without(&mut self, error: &Error) {
+        self.settings.refuse(error);
+    }
+
+    /// Asks about the server's past.
+    pub fn past_query(self, dialect: &dyn Dialect) -> Query<Past> {
+        past_query(dialect, self.settings)
+    }
+
+    /// Tries to take the lock again on a new connection, and asks about the server's past.
     pub fn retake_query(self, dialect: &dyn Dialect) -> Query<Retaken> {
         self.retake(dialect, Statements::new())
     }
@@ -76,11 +85,11 @@ impl Lock {
         );
         verdict::begin(&mut statements, self.scope);
         statements.add(self.settings.sql(dialect, self.scope, 0));
-        let age = AgePlace::ask(&mut statements, dialect);
+        let past = PastPlace::ask(&mut statements, dialect, self.settings);
         let verdict = VerdictPlace::ask(&mut statements, self.verdict_sql(dialect, &taken));
         statements.query(move |answer| {
             Ok(Retaken {
-                age: age.read(answer)?,
+                past: past.read(answer)?,
                 verdict: verdict.read(answer, self.shared, |key| key == self.key)?,
             })
         })
@@ -232,8 +241,12 @@ mod tests {
                         "the server granted another lock than the one that it was asked for",
                     ))
                 };
-                let age = Duration::from_millis(2500);
-                let expected = verdict.clone().map(|verdict| Retaken { age, verdict });
+                let past = Past {
+                    lost: Duration::from_millis(2500),
+                    promoted: None,
+                    history: None,
+                };
+                let expected = verdict.clone().map(|verdict| Retaken { past, verdict });
                 assert_eq!(lock.retake_query(&made).read(&retaken), expected);
                 assert_eq!(lock.evict_query(&made, 7).read(&evicted), expected);
                 assert_eq!(lock.check_query(&made).read(&checked), verdict);

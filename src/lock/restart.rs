@@ -233,29 +233,100 @@ fn lost_at_the_earliest(dialect: &dyn Dialect) -> String {
     )
 }
 
-/// Asks, for a holder, how long ago the server lost all its sessions.
-pub fn lost_query(dialect: &dyn Dialect) -> Query<Duration> {
+/// Where a server stands in the history of its cluster. Each promotion begins a timeline with a higher number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct History {
+    /// The number that initdb has drawn for the cluster, and that its standbys share.
+    pub cluster: i64,
+    /// The timeline that the server writes.
+    pub timeline: u32,
+}
+
+impl History {
+    /// Whether a server that stands here has been promoted since another stood there.
+    pub fn is_after(self, earlier: Self) -> bool {
+        self.cluster == earlier.cluster && self.timeline > earlier.timeline
+    }
+
+    /// What to select for it: null on a standby, which writes none.
+    fn columns() -> &'static str {
+        "(select system_identifier from pg_catalog.pg_control_system()), \
+         case when not pg_catalog.pg_is_in_recovery() \
+         then pg_catalog.left(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 8) end"
+    }
+
+    /// Reads it from the row at this place, where it begins with this column.
+    fn read(answer: &Answer, place: Place, column: usize) -> Option<Self> {
+        Some(Self {
+            cluster: answer.field(place, column)?.parse().ok()?,
+            timeline: u32::from_str_radix(answer.field(place, column + 1)?, 16).ok()?,
+        })
+    }
+}
+
+/// Asks where the server stands.
+pub fn history_query() -> Query<Option<History>> {
     let mut statements = Statements::new();
-    let age = AgePlace::ask(&mut statements, dialect);
-    statements.query(move |answer| age.read(answer))
+    let place = statements.add(format!("select {}", History::columns()));
+    statements.query(move |answer| Ok(History::read(answer, place, 0)))
+}
+
+/// What a server says of its past to one who held the lock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Past {
+    /// How long ago it lost all its sessions, for sure.
+    pub lost: Duration,
+    /// How long ago it was promoted, if it was since it was started, or a little longer ago: this time is proof of nothing by
+    /// itself, for a checkpoint shortens it.
+    pub promoted: Option<Duration>,
+    /// Where it stands, if it tells.
+    pub history: Option<History>,
+}
+
+impl Past {
+    /// That of one that says nothing of use.
+    pub const UNKNOWN: Self = Self {
+        lost: Duration::MAX,
+        promoted: None,
+        history: None,
+    };
+}
+
+/// Asks, for a holder, about the server's past.
+pub fn past_query(dialect: &dyn Dialect, settings: SessionSettings) -> Query<Past> {
+    let mut statements = Statements::new();
+    let past = PastPlace::ask(&mut statements, dialect, settings);
+    statements.query(move |answer| past.read(answer))
 }
 
 /// Where the answer to it is in a query that asks more.
 #[derive(Clone, Copy)]
-pub struct AgePlace(Place);
+pub struct PastPlace(Place);
 
-impl AgePlace {
+impl PastPlace {
     /// Adds the statement that asks.
-    pub fn ask(statements: &mut Statements, dialect: &dyn Dialect) -> Self {
-        let lost = lost_at_the_earliest(dialect);
-        Self(statements.add(format!(
-            "select extract(epoch from pg_catalog.clock_timestamp() - {lost})"
-        )))
+    pub fn ask(
+        statements: &mut Statements,
+        dialect: &dyn Dialect,
+        settings: SessionSettings,
+    ) -> Self {
+        let age =
+            |moment: &str| format!("extract(epoch from pg_catalog.clock_timestamp() - {moment})");
+        let mut columns = age(&lost_at_the_earliest(dialect));
+        if settings.tells_promotion(dialect) {
+            let promoted = age(&promoted_at_the_latest());
+            columns += &format!(", {promoted}, {}", History::columns());
+        }
+        Self(statements.add(format!("select {columns}")))
     }
 
-    /// How long ago it was.
-    pub fn read(self, answer: &Answer) -> Result<Duration, &'static str> {
-        answer.seconds(self.0, 0).ok_or(UNEXPECTED)
+    /// What it says.
+    pub fn read(self, answer: &Answer) -> Result<Past, &'static str> {
+        Ok(Past {
+            lost: answer.seconds(self.0, 0).ok_or(UNEXPECTED)?,
+            promoted: answer.seconds(self.0, 1),
+            history: History::read(answer, self.0, 2),
+        })
     }
 }
 
@@ -264,6 +335,64 @@ mod tests {
     use super::*;
     use crate::lock::{Unanswered, golden::Made, keys::Name};
     use crate::pq::Outcome;
+
+    #[test]
+    fn a_later_timeline_of_the_same_cluster_comes_after() {
+        let history = |cluster, timeline| History { cluster, timeline };
+        let held = history(7, 4);
+        for (found, expected) in [
+            (history(7, 5), true),
+            (history(7, 9), true),
+            (history(7, 4), false),
+            (history(7, 3), false),
+            (history(8, 5), false),
+        ] {
+            assert_eq!(found.is_after(held), expected, "{found:?}");
+        }
+    }
+
+    #[test]
+    fn a_past_is_told_in_part_or_not_at_all() {
+        let query = past_query(&Made { version: 15 }, SessionSettings::new(None));
+        let history = Some(History {
+            cluster: -7,
+            timeline: 26,
+        });
+        let seconds = Duration::from_secs;
+        for (fields, expected) in [
+            (
+                [Some("9"), Some("2"), Some("-7"), Some("0000001A")],
+                Ok((seconds(9), Some(seconds(2)), history)),
+            ),
+            // One that has never been a standby; one that is one.
+            (
+                [Some("9"), None, Some("-7"), Some("0000001A")],
+                Ok((seconds(9), None, history)),
+            ),
+            (
+                [Some("9"), None, Some("-7"), None],
+                Ok((seconds(9), None, None)),
+            ),
+            (
+                [Some("9"), Some("2"), Some("x"), Some("0000001A")],
+                Ok((seconds(9), Some(seconds(2)), None)),
+            ),
+            (
+                [None, Some("2"), Some("-7"), Some("0000001A")],
+                Err(Unanswered::Senseless(UNEXPECTED)),
+            ),
+        ] {
+            let row = fields.map(|field| field.map(str::to_owned)).to_vec();
+            let rows = |rows| Outcome::Done { rows };
+            let past = query.read(&[rows(vec![]), rows(vec![row])]);
+            let expected = expected.map(|(lost, promoted, history)| Past {
+                lost,
+                promoted,
+                history,
+            });
+            assert_eq!(past, expected, "{fields:?}");
+        }
+    }
 
     #[test]
     fn a_newcomer_holds_off_for_a_ttl_at_most_and_not_on_a_first_start() {

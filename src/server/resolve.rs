@@ -9,10 +9,68 @@ use std::slice;
 use crate::moment::Moment;
 use crate::pq::{Conninfo, Error};
 use crate::server::wait::{Interrupt, wait_or_signal};
-use crate::sys::{self, Signals};
+use crate::sys::{self, ForkedCall, Signals, Wait};
 
 /// What the child's answer begins with if there is no address.
 const FAILURE: &str = "!";
+
+/// A look-up that is under way.
+pub struct LookUp {
+    call: ForkedCall,
+    host: String,
+}
+
+impl LookUp {
+    /// Begins to look up the host of these settings; `None` where nothing has to be looked up.
+    ///
+    /// # Errors
+    /// The system has no process left.
+    pub fn start(settings: &Conninfo) -> Result<Option<Self>, Error> {
+        let Some(host) = name(settings) else {
+            return Ok(None);
+        };
+        let call = sys::inquire(|| look_up(host)).map_err(|error| {
+            not_found(
+                host,
+                &format!("could not start a process for the look-up: {error}"),
+            )
+        })?;
+        Ok(Some(Self {
+            call,
+            host: host.to_owned(),
+        }))
+    }
+
+    /// What to poll for its end.
+    pub fn wait(&self) -> Wait<'_> {
+        self.call.wait()
+    }
+
+    /// The settings once for each address, in the order in which to try them; to be called when it has ended.
+    ///
+    /// # Errors
+    /// There are none.
+    pub fn finish(self, settings: &Conninfo) -> Result<Vec<Conninfo>, Error> {
+        let answer = self.call.answer();
+        if answer.is_empty() {
+            return Err(not_found(&self.host, "the look-up was killed"));
+        }
+        if let Some(error) = answer.strip_prefix(FAILURE) {
+            return Err(not_found(&self.host, error));
+        }
+        Ok(answer
+            .split(',')
+            .map(|address| at(settings, address))
+            .collect())
+    }
+}
+
+fn not_found(host: &str, what: &str) -> Error {
+    Error {
+        message: format!("could not translate host name \"{host}\" to address: {what}"),
+        ..Error::default()
+    }
+}
 
 /// The settings once for each address of their host, in the order in which to try them; as they are where nothing
 /// has to be looked up.
@@ -24,32 +82,17 @@ pub fn resolve<'a>(
     signals: &Signals,
     deadline: Option<Moment>,
 ) -> Result<Cow<'a, [Conninfo]>, Interrupt> {
-    let Some(host) = name(settings) else {
+    let Some(look_up) = LookUp::start(settings).map_err(Interrupt::Failed)? else {
         return Ok(Cow::Borrowed(slice::from_ref(settings)));
     };
-    let failed = |what: &str| {
-        Interrupt::Failed(Error {
-            message: format!("could not translate host name \"{host}\" to address: {what}"),
-            ..Error::default()
-        })
-    };
-    let inquiry = sys::inquire(|| look_up(host)).map_err(|error| {
-        failed(&format!(
-            "could not start a process for the look-up: {error}"
-        ))
-    })?;
-    wait_or_signal(inquiry.wait(), signals, deadline)?;
-    let answer = inquiry.answer();
-    if answer.is_empty() {
-        return Err(failed("the look-up was killed"));
-    }
-    if let Some(error) = answer.strip_prefix(FAILURE) {
-        return Err(failed(error));
-    }
-    Ok(answer
-        .split(',')
-        .map(|address| at(settings, address))
-        .collect())
+    wait_or_signal(look_up.wait(), signals, deadline)?;
+    let ways = look_up.finish(settings).map_err(Interrupt::Failed)?;
+    Ok(Cow::Owned(ways))
+}
+
+/// Whether the host of these settings has to be looked up.
+pub fn is_name(settings: &Conninfo) -> bool {
+    name(settings).is_some()
 }
 
 /// The settings with an address for their host, which is not looked up any more then.

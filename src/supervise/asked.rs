@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::reason::loss;
 use super::state::{Answer, Event, Question, Retake};
-use crate::lock::{self, Lock, Query, Retaken, Unanswered, Verdict};
+use crate::lock::{self, History, Lock, Past, Query, Retaken, Unanswered, Verdict};
 use crate::pq::{Error, Outcome};
 use crate::server::dialect::Dialect;
 
@@ -15,8 +15,10 @@ pub enum Asked {
     Sign(Query<()>),
     /// For the lock again.
     Retake(Query<Retaken>),
-    /// For the time since the server lost all its sessions.
-    Age(Query<Duration>),
+    /// For where the server stands.
+    History(Query<Option<History>>),
+    /// For its past.
+    Past(Query<Past>),
     /// For the age of the backend that may hold the lock.
     Holder(Query<Option<Duration>>),
     /// Whether the lock is held.
@@ -41,7 +43,8 @@ impl Asked {
                 Self::Sign(rename.unwrap_or_else(Query::sign_of_life))
             }
             Question::Retake => Self::Retake(lock.retake_query(dialect)),
-            Question::Age => Self::Age(lock::lost_query(dialect)),
+            Question::History => Self::History(lock::history_query()),
+            Question::Past => Self::Past(lock.past_query(dialect)),
             Question::Holder => Self::Holder(lock.holder_query(backend)),
             Question::Evict => Self::Retake(lock.evict_query(dialect, backend)),
             Question::Lift => Self::Sign(lock.lift_query(dialect)),
@@ -54,33 +57,44 @@ impl Asked {
         match self {
             Self::Sign(query) => query.sql(),
             Self::Retake(query) => query.sql(),
-            Self::Age(query) => query.sql(),
+            Self::History(query) => query.sql(),
+            Self::Past(query) => query.sql(),
             Self::Holder(query) => query.sql(),
             Self::Check(query) => query.sql(),
         }
     }
 
-    /// What the answer means. One by which the server refuses what it cannot refuse is the end of the session, as any
+    /// What the answer means, about this lock, which does without what is refused from then on where it can. One by which the server refuses what it cannot refuse is the end of the session, as any
     /// answer to a sign of life that is none.
-    pub fn read(&self, outcomes: &[Outcome]) -> Event {
+    pub fn read(&self, outcomes: &[Outcome], lock: &mut Lock) -> Event {
+        let mut note = |unanswered: &Unanswered| {
+            if let Unanswered::Refused(error) = unanswered {
+                lock.do_without(error);
+            }
+        };
         let answer = match self {
             Self::Sign(query) => query.read(outcomes).map(|()| Answer::Alive),
-            Self::Age(query) => match query.read(outcomes) {
-                Err(Unanswered::Senseless(_)) => Ok(Answer::Age(Duration::MAX)),
-                age => age.map(Answer::Age),
+            // Not every role is told, and not by every server.
+            Self::History(query) => {
+                let history = query.read(outcomes).inspect_err(&mut note);
+                Ok(Answer::History(history.ok().flatten()))
+            }
+            Self::Past(query) => match query.read(outcomes) {
+                Err(Unanswered::Senseless(_)) => Ok(Answer::Past(Past::UNKNOWN)),
+                past => past.map(Answer::Past),
             },
-            Self::Retake(query) => Ok(Answer::Retake(match query.read(outcomes) {
-                Ok(Retaken { age, verdict }) => match verdict {
-                    Verdict::Held(..) => Retake::Held(age),
-                    Verdict::Busy | Verdict::QueueHead => Retake::Busy,
-                    // A standby, say.
-                    Verdict::RecentlyRestarted | Verdict::Pooled | Verdict::Standby => {
-                        Retake::NotReady
-                    }
+            Self::Retake(query) => Ok(Answer::Retake(
+                match query.read(outcomes).inspect_err(&mut note) {
+                    Ok(Retaken { past, verdict }) => match verdict {
+                        Verdict::Held(..) => Retake::Held(past),
+                        Verdict::Busy | Verdict::QueueHead => Retake::Busy(past),
+                        Verdict::Standby => Retake::Standby,
+                        Verdict::RecentlyRestarted | Verdict::Pooled => Retake::NotReady,
+                    },
+                    // A server that is shutting down, say.
+                    Err(_) => Retake::NotReady,
                 },
-                // A server that is shutting down, say.
-                Err(_) => Retake::NotReady,
-            })),
+            )),
             Self::Holder(query) => Ok(Answer::Holder(query.read(outcomes).ok().flatten())),
             Self::Check(query) => Ok(Answer::Check(matches!(
                 query.read(outcomes),

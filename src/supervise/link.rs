@@ -10,7 +10,9 @@ use super::reason::{barrier, loss};
 use super::reconnect::{self, Failure, Reconnect};
 use super::state::{Answer, Barrier, Event, Loss, Question, Retake};
 use crate::guardian::Guardian;
-use crate::pq::{self, Outcome};
+use crate::moment::Moment;
+use crate::pq::{self, Conninfo, Outcome};
+use crate::server::resolve::LookUp;
 use crate::server::session::{self, Session};
 use crate::server::session_name;
 use crate::sys;
@@ -19,6 +21,8 @@ use crate::sys;
 pub enum Wire {
     /// A session, with what is asked on it.
     Up(Session, Option<Asked>),
+    /// A look-up of where to connect again, and by when that is to be done.
+    LookingUp(LookUp, Moment),
     /// An attempt to connect again.
     Connecting(Reconnect),
     /// Nothing.
@@ -30,8 +34,21 @@ impl Wire {
     fn socket(&self) -> Option<BorrowedFd<'_>> {
         match self {
             Self::Up(session, _) => session.connection().socket(),
-            Self::Connecting(_) | Self::None => None,
+            Self::LookingUp(..) | Self::Connecting(_) | Self::None => None,
         }
+    }
+
+    /// When something is to be done about it though nothing comes; an attempt to connect sees to its own time.
+    pub fn deadline(&self) -> Option<Moment> {
+        match self {
+            Self::LookingUp(_, until) => Some(*until),
+            Self::Up(..) | Self::Connecting(_) | Self::None => None,
+        }
+    }
+
+    /// Whether that time has come.
+    pub fn is_late(&self, now: Moment) -> bool {
+        self.deadline().is_some_and(|until| until <= now)
     }
 }
 
@@ -76,13 +93,52 @@ impl Supervisor<'_> {
 
     // The connection
 
-    /// Begins to connect again.
-    pub(super) fn connect(&mut self, patience: Duration) -> Option<Event> {
-        let until = sys::now() + patience;
-        let started = Reconnect::start(self.settings, until).or_else(|_| {
+    /// Begins to connect again, with a look-up where the place is a name.
+    pub(super) fn connect(&mut self, place: u32, patience: Duration) -> Option<Event> {
+        let now = sys::now();
+        let until = now + patience;
+        self.place = place;
+        let (settings, ways) = self.places.way(place, now);
+        if let Some(ways) = ways {
+            return self.connect_to(&ways, until);
+        }
+        match LookUp::start(settings) {
+            Ok(Some(look_up)) => {
+                self.wire = Wire::LookingUp(look_up, until);
+                None
+            }
+            Ok(None) => {
+                let settings = settings.clone();
+                self.connect_to(&[settings], until)
+            }
+            Err(error) => Some(Event::NotConnected(Barrier::Unreachable, error.message)),
+        }
+    }
+
+    /// A look-up has ended, or is late.
+    fn looked_up(&mut self, look_up: LookUp, until: Moment) -> Option<Event> {
+        let now = sys::now();
+        if until <= now {
+            return Some(Event::NotConnected(
+                Barrier::Silence,
+                "no answer from the name server in time".to_owned(),
+            ));
+        }
+        let (settings, _) = self.places.way(self.place, now);
+        match look_up.finish(settings) {
+            Ok(ways) => {
+                self.places.found(self.place, &ways, now);
+                self.connect_to(&ways, until)
+            }
+            Err(error) => Some(Event::NotConnected(Barrier::Unreachable, error.message)),
+        }
+    }
+
+    fn connect_to(&mut self, ways: &[Conninfo], until: Moment) -> Option<Event> {
+        let started = Reconnect::start(ways, until).or_else(|_| {
             // There may be room for one process or thread only; the guardian is bound to the old connection.
             self.guardian = None;
-            Reconnect::start(self.settings, until)
+            Reconnect::start(ways, until)
         });
         match started {
             Ok(reconnect) => {
@@ -130,6 +186,7 @@ impl Supervisor<'_> {
                     Err(error) => Some(self.lost(&error)),
                 }
             }
+            Wire::LookingUp(look_up, until) => self.looked_up(look_up, until),
             Wire::Connecting(reconnect) => Some(self.connected(reconnect.finish())),
             Wire::None => None,
         };
@@ -157,7 +214,7 @@ impl Supervisor<'_> {
                 Event::NotConnected(Barrier::Silence, "no answer in time".to_owned())
             }
             Err(Failure::Refused(error)) => Event::NotConnected(
-                barrier(&error, reconnect::is_to_socket(self.settings)),
+                barrier(&error, reconnect::is_to_socket(self.places.home())),
                 error.message,
             ),
         }
@@ -176,13 +233,15 @@ impl Supervisor<'_> {
         {
             self.say_unguarded(&error);
         }
-        let event = asked.read(outcomes);
+        let event = asked.read(outcomes, &mut self.lock);
         if let Event::SessionLost(..) = event {
             self.wire = Wire::None;
         } else if let (Event::Answered(Answer::Retake(Retake::Held(_))), Wire::Up(session, _)) =
             (&event, &self.wire)
         {
             self.backend_pid = session.connection().backend_pid();
+            self.places.move_to(self.place, session);
+            self.place = 0;
         }
         event
     }

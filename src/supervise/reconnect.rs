@@ -31,15 +31,15 @@ pub enum Failure {
 }
 
 impl Reconnect {
-    /// Begins to connect, to be done by `until`.
+    /// Begins to connect to a server by one of these ways, to the first where there is one, to be done by `until`.
     ///
     /// # Errors
     /// The system has no thread or descriptor left.
-    pub fn start(settings: &Conninfo, until: Moment) -> io::Result<Self> {
+    pub fn start(ways: &[Conninfo], until: Moment) -> io::Result<Self> {
         let (end, held_open) = sys::pipe()?;
-        let settings = settings.clone();
+        let ways = ways.to_vec();
         let thread = Thread::start(move || {
-            let result = connect(&settings, until);
+            let result = connect_to_any(&ways, until);
             drop(held_open);
             result
         })?;
@@ -60,6 +60,23 @@ impl Reconnect {
             }))
         })
     }
+}
+
+/// Each of those where nobody is leaves the time to the next.
+fn connect_to_any(ways: &[Conninfo], until: Moment) -> Result<Session, Failure> {
+    let mut failure = Failure::Late;
+    for (place, settings) in ways.iter().enumerate() {
+        let among = (ways.len() - place) as u32;
+        let share = sys::now() + until.since(sys::now()) / among;
+        match connect(settings, share) {
+            Err(Failure::Late) => {}
+            Err(Failure::Refused(error)) if !error.reached && among > 1 => {
+                failure = Failure::Refused(error);
+            }
+            result => return result,
+        }
+    }
+    Err(failure)
 }
 
 fn connect(settings: &Conninfo, until: Moment) -> Result<Session, Failure> {

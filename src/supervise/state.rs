@@ -11,6 +11,12 @@
 //! on meanwhile only where the server has said, in the holding session, that all sessions end, or where it is seen to
 //! have gone down right after: by a server that has said something of an end, and has served nobody since. Where nothing was
 //! said, it may be a program in between that has gone.
+//!
+//! The way back begins where the session was, at home, and goes on to the other hosts in turn. A server that was promoted
+//! since the last sign of the one before is to a holder what one is that has restarted since: newcomers hold off there, and an
+//! old primary answers nobody once another is promoted. That a server was promoted is told by its timeline, for it is another
+//! than that on which the lock was held; and that it was since then, by a time that is an upper bound, and so alone is proof of nothing.
+//! A lock on any other server is worth nothing.
 #![deny(
     clippy::wildcard_enum_match_arm,
     clippy::match_wildcard_for_single_variants
@@ -20,6 +26,7 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::lease::{Lease, Terms};
+use crate::lock::{History, Past};
 use crate::moment::Moment;
 use crate::sys::{Change, Signal};
 
@@ -42,9 +49,9 @@ const DYING: Duration = Duration::from_secs(2);
 const RESUME: Duration = Duration::from_secs(2);
 /// How often to look whether the rest of a command's group is gone, or has been continued: no event tells.
 const LOOK: Duration = Duration::from_millis(20);
-/// When to rename a session that has waited. By then the command runs: while it is being started, an answer
-/// on the connection would look as if the server had ended the session.
-const RENAME: Duration = Duration::from_secs(1);
+/// When to rename a session that has waited, and to ask where its server stands. By then the command runs: while it is being
+/// started, an answer on the connection would look as if the server had ended the session. And many have ended by then.
+const SETTLED: Duration = Duration::from_secs(1);
 /// How long before the guardian would pglock kills a command that is frozen, or has no grace: it would look as if pglock
 /// had been frozen itself.
 const AHEAD: Duration = Duration::from_millis(100);
@@ -94,8 +101,10 @@ pub enum Question {
     Rename,
     /// For the lock, on a new session.
     Retake,
-    /// How long ago it lost its sessions, now that the lock is retaken.
-    Age,
+    /// Where the server stands in the history of its cluster.
+    History,
+    /// About its past, now that the lock is retaken.
+    Past,
     /// Since when the backend of the session that is gone has been there, if it still holds the lock.
     Holder,
     /// To end that backend, and for the lock.
@@ -141,11 +150,13 @@ pub enum Barrier {
 /// The server's answer to an attempt to take the lock again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Retake {
-    /// It is held. The server lost its sessions so long ago.
-    Held(Duration),
-    /// Somebody holds it.
-    Busy,
-    /// It cannot tell yet, or is a standby.
+    /// It is held, by a server of this past.
+    Held(Past),
+    /// Somebody holds it, on a server of this past.
+    Busy(Past),
+    /// It is a standby.
+    Standby,
+    /// It cannot tell yet.
     NotReady,
 }
 
@@ -156,8 +167,10 @@ pub enum Answer {
     Alive,
     /// To [`Question::Retake`] or [`Question::Evict`].
     Retake(Retake),
-    /// To [`Question::Age`].
-    Age(Duration),
+    /// To [`Question::History`], where the server tells.
+    History(Option<History>),
+    /// To [`Question::Past`].
+    Past(Past),
     /// To [`Question::Holder`]: that backend's age if it still holds the lock.
     Holder(Option<Duration>),
     /// To [`Question::Check`]: whether the lock is held.
@@ -206,8 +219,8 @@ pub enum Effect {
     Kill,
     /// Ask this on the session.
     Ask(Question),
-    /// Connect again, within this time.
-    Connect(Duration),
+    /// Connect again, to this place, within this time: 0 is where the session was that held the lock, the other hosts follow.
+    Connect(u32, Duration),
     /// Close the session.
     Disconnect,
     /// Tell the guardian until when the lock is held.
@@ -245,6 +258,8 @@ pub enum Why {
     CheckedLate,
     /// It was retaken, this long after the server's last sign, and somebody may have had it meanwhile.
     EndedAlone(Duration),
+    /// It was retaken, this long after the server's last sign, on a server that is not known to have followed it.
+    Elsewhere(Duration),
 }
 
 /// What has ended the session that held the lock.
@@ -252,10 +267,25 @@ pub enum Why {
 enum SessionEnd {
     /// The server lost all its sessions: nobody has had the lock since.
     Restart,
+    /// Another was promoted in its place: nobody has had the lock since.
+    Promotion,
+    /// It is not known, for this is another server.
+    Elsewhere,
     /// Something that left others their sessions: somebody may have had the lock since.
     Alone,
     /// The same, and then the server lost all: somebody may hold the lock by a lease, without a session.
     AloneBeforeRestart,
+}
+
+/// What the server that there is is to the one that held the lock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kinship {
+    /// The same.
+    Same,
+    /// One that was promoted after it was.
+    Successor,
+    /// Another, or it is not known.
+    None,
 }
 
 /// A line of the log.
@@ -277,6 +307,8 @@ pub enum Line {
     Restarted(Duration),
     /// The guardian has killed the command, this long after the server's last sign.
     Fired(Duration),
+    /// The lock was retaken, this long after the last sign of the server before, from one that was promoted since.
+    Promoted(Duration),
 }
 
 impl Line {
@@ -290,7 +322,7 @@ impl Line {
             | Self::CarryingOnRetaken(_)
             | Self::Overdue
             | Self::Fired(_) => true,
-            Self::Restarted(_) => false,
+            Self::Restarted(_) | Self::Promoted(_) => false,
         }
     }
 }
@@ -331,6 +363,12 @@ impl fmt::Display for Why {
                  somebody may have had it meanwhile",
                 seconds(*time)
             ),
+            Self::Elsewhere(time) => write!(
+                f,
+                "the server that there is {} after the last sign of the one that held it is not known to have been \
+                 promoted in its place; somebody may have had it meanwhile",
+                seconds(*time)
+            ),
         }
     }
 }
@@ -366,6 +404,12 @@ impl fmt::Display for Line {
                  has killed the command",
                 seconds(*time)
             ),
+            Self::Promoted(time) => write!(
+                f,
+                "Another server was promoted; the lock was taken again {} after the last sign of the one before, and \
+                 nobody has had it meanwhile.",
+                seconds(*time)
+            ),
         }
     }
 }
@@ -386,6 +430,8 @@ pub struct Policy {
     pub kill_on_loss: bool,
     /// Whether a pooler is in between.
     pub pooled: bool,
+    /// How many places there are to look for the server beside the one where it was.
+    pub others: u32,
     /// Whether the session is to be renamed: it has waited, and its name says so.
     pub rename: bool,
     /// Whether there is a terminal, and so perhaps a shell to stop for.
@@ -402,7 +448,17 @@ pub struct State {
     heard: Moment,
     /// When to rename the session, if it is to be.
     rename_at: Option<Moment>,
-    /// How long the next attempt to reach the server may take.
+    /// When to ask where the server stands, if that is to be known.
+    learn_at: Option<Moment>,
+    /// Where the server stands that holds the lock, or held it last.
+    history: Option<History>,
+    /// Where the next attempt to reach a server goes, or the last has gone.
+    place: u32,
+    /// When the next round through the places may begin, as far as this one tells.
+    next_round_at: Moment,
+    /// Whether nobody has answered in this round.
+    is_silent: bool,
+    /// How long the next round may take.
     patience: Duration,
     /// How many sessions in a row came to nothing, though somebody was there: they ended before a beat was answered.
     losses: u32,
@@ -415,6 +471,8 @@ pub struct State {
     /// Since when it is known to have served without that session: if it goes down later, that is not what ended it. Of
     /// a server behind a pooler this is never known: that lets in whether or not it is there, and its words may be its own.
     served_at: Option<Moment>,
+    /// When a server has let pglock in that may yet turn out to be a standby, which serves no locks.
+    let_in_at: Option<Moment>,
     /// Whether pglock has tried to end the backend of that session.
     evicted: bool,
     /// Why the last attempt to reach the server failed.
@@ -441,13 +499,19 @@ impl State {
             stage: Stage::Running,
             link: Link::Idle,
             heard: sent,
-            rename_at: policy.rename.then(|| now + RENAME),
+            rename_at: policy.rename.then(|| now + SETTLED),
+            learn_at: policy.terms.map(|_| now + SETTLED),
+            history: None,
+            place: 0,
+            next_round_at: now,
+            is_silent: true,
             patience: ATTEMPT,
             losses: 0,
             lost_at: sent,
             was_told: false,
             goes_down: false,
             served_at: None,
+            let_in_at: None,
             evicted: false,
             reason: None,
             end_by: None,
@@ -628,7 +692,8 @@ impl State {
         match self.stage {
             Stage::Running | Stage::Terminating(_) => {
                 let beat_at = self.lease().map(|lease| lease.beat_at());
-                beat_at.into_iter().chain(self.rename_at).min()
+                let questions = [beat_at, self.rename_at, self.learn_at];
+                questions.into_iter().flatten().min()
             }
             Stage::Frozen | Stage::Killed(_) | Stage::Suspended => None,
             // At once.
@@ -721,7 +786,8 @@ impl State {
             Link::Down(retry_at) => {
                 if self.reconnects() && retry_at <= now {
                     self.link = Link::Connecting;
-                    self.effects.push(Effect::Connect(self.patience));
+                    let patience = self.patience / (self.policy.others + 1);
+                    self.effects.push(Effect::Connect(self.place, patience));
                 }
             }
             Link::Asked(..) | Link::Connecting | Link::Gone => {}
@@ -731,14 +797,15 @@ impl State {
     fn ask_what_is_due(&mut self, now: Moment) {
         match self.stage {
             Stage::Running | Stage::Terminating(_) => {
-                let rename = self.rename_at.take_if(|rename_at| *rename_at <= now);
-                self.ask(
-                    match rename {
-                        Some(_) => Question::Rename,
-                        None => Question::Beat,
-                    },
-                    now,
-                );
+                let is_due = |at: &mut Option<Moment>| at.take_if(|at| *at <= now).is_some();
+                let question = if is_due(&mut self.rename_at) {
+                    Question::Rename
+                } else if is_due(&mut self.learn_at) {
+                    Question::History
+                } else {
+                    Question::Beat
+                };
+                self.ask(question, now);
             }
             Stage::Suspending(_) if self.policy.terms.is_some() => self.ask(Question::Lift, now),
             Stage::Suspending(_) => self.suspend(),
@@ -765,6 +832,7 @@ impl State {
         }
         let had_answered = self.lost_at <= self.heard;
         self.link = Link::Gone;
+        self.note_let_in();
         // It was the holder when all ended, so nobody has had the lock since, and newcomers hold off. Else the command is
         // stopped, before anything is said.
         let freezes = self.stage == Stage::Running
@@ -790,7 +858,10 @@ impl State {
                 }
                 self.link = Link::Down(self.first_retry_at(loss, had_answered, now));
             }
-            Stage::Frozen => self.link = Link::Down(self.next_retry_at(now)),
+            Stage::Frozen => {
+                let retry_at = self.next_retry_at(now);
+                self.go_on(retry_at, now);
+            }
             Stage::Terminating(_) => match loss {
                 Loss::Cut | Loss::One => self.kill(Why::GoneAgain, now),
                 // The lease says until when nobody else has the lock.
@@ -823,6 +894,7 @@ impl State {
             Loss::One | Loss::All => true,
         };
         self.goes_down = false;
+        self.go_home();
         self.served_at = None;
         self.evicted = false;
         self.reason = None;
@@ -855,6 +927,35 @@ impl State {
         now + pause.min(LONGEST_RETRY)
     }
 
+    /// The way back begins anew.
+    fn go_home(&mut self) {
+        self.place = 0;
+        self.next_round_at = Moment::FIRST;
+        self.is_silent = true;
+    }
+
+    /// There is nothing at the place at hand: the next has its turn, and after the last one all of them, not before `retry_at`.
+    fn go_on(&mut self, retry_at: Moment, now: Moment) {
+        self.next_round_at = self.next_round_at.max(retry_at);
+        if self.place < self.policy.others {
+            self.place += 1;
+            self.link = Link::Down(now);
+        } else {
+            self.link = Link::Down(self.next_round_at);
+            if self.is_silent {
+                self.patience *= 2;
+            }
+            self.go_home();
+        }
+    }
+
+    /// Who has let pglock in has served, be it for a moment.
+    fn note_let_in(&mut self) {
+        if let Some(let_in_at) = self.let_in_at.take() {
+            self.note_service(let_in_at);
+        }
+    }
+
     /// The server serves, as this client has learnt.
     fn note_service(&mut self, now: Moment) {
         if !self.policy.pooled {
@@ -873,25 +974,24 @@ impl State {
             | Barrier::Refused
             | Barrier::Silence => {}
         }
+        let is_home = self.place == 0;
         if let Link::Connecting = self.link {
-            self.link = match barrier {
-                Barrier::Silence => {
-                    self.patience *= 2;
-                    Link::Down(now)
-                }
+            self.is_silent &= barrier == Barrier::Silence;
+            let retry_at = match barrier {
+                Barrier::Silence => now,
                 Barrier::NotServing | Barrier::Starting | Barrier::Down | Barrier::Unreachable => {
-                    Link::Down(now + RETRY)
+                    now + RETRY
                 }
                 // It would do so again.
-                Barrier::Denied | Barrier::Refused | Barrier::Unguarded => {
-                    Link::Down(self.next_retry_at(now))
-                }
+                Barrier::Denied | Barrier::Refused | Barrier::Unguarded => self.next_retry_at(now),
             };
+            self.go_on(retry_at, now);
         }
         match self.stage {
             Stage::Frozen => {
                 let is_fresh = now <= self.lost_at + FRESH;
-                let speaks_of_loss = is_fresh && self.served_at.is_none() && !self.policy.pooled;
+                let speaks_of_loss =
+                    is_home && is_fresh && self.served_at.is_none() && !self.policy.pooled;
                 let all_are_gone = match barrier {
                     Barrier::NotServing => {
                         self.goes_down |= speaks_of_loss;
@@ -925,7 +1025,8 @@ impl State {
         }
         match self.stage {
             Stage::Running | Stage::Frozen => {
-                self.note_service(now);
+                self.let_in_at = Some(now);
+                self.is_silent = false;
                 self.patience = ATTEMPT;
                 self.rename_at = self.policy.rename.then_some(now);
                 self.ask(Question::Retake, now);
@@ -954,16 +1055,22 @@ impl State {
                 Question::Rename => self.renew(sent),
                 Question::Lift => self.lifted(),
                 Question::Retake
-                | Question::Age
+                | Question::History
+                | Question::Past
                 | Question::Holder
                 | Question::Evict
                 | Question::Check => {}
             },
             Answer::Retake(retake) => self.retake_answered(retake, sent, now),
-            Answer::Age(age) => {
+            Answer::History(history) => {
+                self.history = history;
+                self.renew(sent);
+            }
+            Answer::Past(past) => {
                 // Asked of a server that has just answered, it says what there is to know.
-                let end = self.end_of_session(age, sent, now);
-                self.retaken(end.unwrap_or(SessionEnd::Alone), sent, now);
+                let end = self.end_of_session(past, sent, now);
+                let end = end.unwrap_or_else(|| self.doubtful_end(past));
+                self.retaken(end, past, sent, now);
             }
             Answer::Holder(age) => self.holder_known(age, now),
             Answer::Check(is_held) => self.checked(is_held, sent, now),
@@ -981,40 +1088,78 @@ impl State {
         }
     }
 
-    /// What has ended the session that held the lock, by how long ago the server lost all its sessions; `None` where
+    /// What a server of this past is to the one that held the lock. Where one of them did not tell, it is the same if it is
+    /// where the other was.
+    fn kinship(&self, past: Past) -> Kinship {
+        match (self.history, past.history) {
+            (Some(held), Some(found)) if found == held => Kinship::Same,
+            (Some(held), Some(found)) if found.is_after(held) => Kinship::Successor,
+            (Some(_), Some(_)) => Kinship::None,
+            (None, _) | (_, None) if self.place == 0 => Kinship::Same,
+            (None, _) | (_, None) => Kinship::None,
+        }
+    }
+
+    /// What has ended the session that held the lock, by the past of the server that there is; `None` where
     /// the answer was too long under way to tell.
-    fn end_of_session(&self, age: Duration, sent: Moment, now: Moment) -> Option<SessionEnd> {
-        let restarted = self.lease()?.was_restarted(age, sent, now)?;
+    fn end_of_session(&self, past: Past, sent: Moment, now: Moment) -> Option<SessionEnd> {
+        let (age, end, otherwise) = match self.kinship(past) {
+            Kinship::Same => (past.lost, SessionEnd::Restart, SessionEnd::Alone),
+            Kinship::Successor => {
+                let promoted = past.promoted.unwrap_or(Duration::MAX);
+                let age = past.lost.min(promoted);
+                (age, SessionEnd::Promotion, SessionEnd::Elsewhere)
+            }
+            Kinship::None => return Some(SessionEnd::Elsewhere),
+        };
+        let is_since = self.lease()?.was_restarted(age, sent, now)?;
         let served_before = self
             .served_at
             .is_some_and(|served_at| age < sent.since(served_at));
-        Some(match (restarted, served_before) {
-            (false, _) => SessionEnd::Alone,
-            (true, false) => SessionEnd::Restart,
+        Some(match (is_since, served_before) {
+            (false, _) => otherwise,
+            (true, false) => end,
             (true, true) => SessionEnd::AloneBeforeRestart,
         })
     }
 
+    /// The same where that cannot be told.
+    fn doubtful_end(&self, past: Past) -> SessionEnd {
+        match self.kinship(past) {
+            Kinship::Same => SessionEnd::Alone,
+            Kinship::Successor | Kinship::None => SessionEnd::Elsewhere,
+        }
+    }
+
     /// The answer to an attempt to take the lock again, sent at this moment.
     fn retake_answered(&mut self, retake: Retake, sent: Moment, now: Moment) {
+        match retake {
+            Retake::Standby => self.let_in_at = None,
+            Retake::Held(_) | Retake::Busy(_) | Retake::NotReady => self.note_let_in(),
+        }
         match (self.stage, retake) {
-            // It holds the lock until the group is gone.
-            (Stage::Terminating(_), Retake::Held(_)) => self.renew(sent),
+            // It holds the lock until the group is gone; on another server it keeps nobody off.
+            (Stage::Terminating(_), Retake::Held(past)) => match self.kinship(past) {
+                Kinship::Same => self.renew(sent),
+                Kinship::Successor | Kinship::None => self.disconnect(),
+            },
             (Stage::Killed(_), Retake::Held(_)) => {}
-            (Stage::Terminating(_), Retake::Busy) => self.kill(Why::Taken, now),
-            (Stage::Killed(_), Retake::Busy)
-            | (Stage::Terminating(_) | Stage::Killed(_), Retake::NotReady) => self.disconnect(),
+            (Stage::Terminating(_), Retake::Busy(_)) => self.kill(Why::Taken, now),
+            (Stage::Killed(_), Retake::Busy(_))
+            | (Stage::Terminating(_) | Stage::Killed(_), Retake::Standby | Retake::NotReady) => {
+                self.disconnect();
+            }
             (
                 Stage::Running
                 | Stage::Frozen
                 | Stage::Suspending(_)
                 | Stage::Suspended
                 | Stage::Resuming(_),
-                Retake::Held(age),
-            ) => match self.end_of_session(age, sent, now) {
-                Some(end) => self.retaken(end, sent, now),
+                Retake::Held(past),
+            ) => match self.end_of_session(past, sent, now) {
+                Some(end) => self.retaken(end, past, sent, now),
                 // A pooler kept the question until the server was back.
-                None => self.ask(Question::Age, now),
+                None => self.ask(Question::Past, now),
             },
             (
                 Stage::Running
@@ -1022,13 +1167,17 @@ impl State {
                 | Stage::Suspending(_)
                 | Stage::Suspended
                 | Stage::Resuming(_),
-                Retake::Busy,
+                Retake::Busy(past),
             ) => {
-                // Behind a pooler it is not known which backend was this one's.
-                if self.evicted || self.policy.pooled {
-                    self.kill(Why::Taken, now);
-                } else {
+                // Behind a pooler it is not known which backend was this one's, and on another server it was none.
+                let can_be_own = match self.kinship(past) {
+                    Kinship::Same => !self.evicted && !self.policy.pooled,
+                    Kinship::Successor | Kinship::None => false,
+                };
+                if can_be_own {
                     self.ask(Question::Holder, now);
+                } else {
+                    self.kill(Why::Taken, now);
                 }
             }
             (
@@ -1037,10 +1186,15 @@ impl State {
                 | Stage::Suspending(_)
                 | Stage::Suspended
                 | Stage::Resuming(_),
-                Retake::NotReady,
+                Retake::Standby | Retake::NotReady,
             ) => {
                 self.disconnect();
-                self.link = Link::Down(self.next_retry_at(now));
+                let retry_at = match retake {
+                    // It may be promoted at any moment.
+                    Retake::Standby => now + RETRY,
+                    Retake::Held(_) | Retake::Busy(_) | Retake::NotReady => self.next_retry_at(now),
+                };
+                self.go_on(retry_at, now);
                 // It is asked for again, as long as the lease lasts.
                 if let Stage::Resuming(_) = self.stage {
                     self.stage = Stage::Frozen;
@@ -1050,7 +1204,7 @@ impl State {
     }
 
     /// The lock is held again.
-    fn retaken(&mut self, end: SessionEnd, sent: Moment, now: Moment) {
+    fn retaken(&mut self, end: SessionEnd, past: Past, sent: Moment, now: Moment) {
         let time = self.silence_time(now);
         match self.stage {
             Stage::Running
@@ -1058,20 +1212,38 @@ impl State {
             | Stage::Suspending(_)
             | Stage::Suspended
             | Stage::Resuming(_) => {
+                if end == SessionEnd::Elsewhere {
+                    // It keeps off nobody who finds the server that held it.
+                    return self.kill(Why::Elsewhere(time), now);
+                }
                 self.renew(sent);
+                if past.history.is_some() {
+                    self.history = past.history;
+                    self.learn_at = None;
+                }
+                self.go_home();
                 if self.lease_is_over(now) {
-                    self.kill(Why::RetakenLate, now);
-                } else if end == SessionEnd::Restart {
-                    self.unfreeze();
-                    self.say(Line::Restarted(time));
-                } else if end == SessionEnd::AloneBeforeRestart {
+                    return self.kill(Why::RetakenLate, now);
+                }
+                match end {
+                    SessionEnd::Restart => {
+                        self.unfreeze();
+                        self.say(Line::Restarted(time));
+                    }
+                    SessionEnd::Promotion => {
+                        self.unfreeze();
+                        self.say(Line::Promoted(time));
+                    }
                     // Whoever had it meanwhile may run on, and is about to take it again.
-                    self.kill(Why::EndedAlone(time), now);
-                } else if self.policy.kill_on_loss {
-                    self.terminate(Why::EndedAlone(time), now + self.policy.grace);
-                } else {
-                    self.unfreeze();
-                    self.say(Line::CarryingOnRetaken(Why::EndedAlone(time)));
+                    SessionEnd::AloneBeforeRestart => self.kill(Why::EndedAlone(time), now),
+                    SessionEnd::Alone if self.policy.kill_on_loss => {
+                        self.terminate(Why::EndedAlone(time), now + self.policy.grace);
+                    }
+                    SessionEnd::Alone => {
+                        self.unfreeze();
+                        self.say(Line::CarryingOnRetaken(Why::EndedAlone(time)));
+                    }
+                    SessionEnd::Elsewhere => {}
                 }
             }
             Stage::Terminating(_) | Stage::Killed(_) => {}

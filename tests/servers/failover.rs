@@ -2,8 +2,11 @@
 
 use std::time::{Duration, SystemTime};
 
-use crate::support::cluster::{grow_old, primary, promote, standby};
+use nix::sys::signal::Signal;
+
+use crate::support::cluster::{self, follow, grow_old, lists, primary, promote, standby};
 use crate::support::pgbouncer::Pgbouncer;
+use crate::support::pty::Pty;
 use crate::support::*;
 
 /// How long newcomers to a promoted server hold off here.
@@ -138,6 +141,319 @@ fn a_role_that_is_not_told_of_promotions_goes_without() {
     // Who may be told is.
     let output = on(&standby).command(["true"]).run();
     assert!(output.stderr().contains(PROMOTED), "{}", output.report());
+}
+
+/// How the primary goes.
+#[derive(Clone, Copy, Debug)]
+enum Going {
+    /// It is stopped, as in a planned switchover.
+    Switchover,
+    /// Its postmaster is killed.
+    Crash,
+    /// It lives on, but for the sessions.
+    SplitBrain,
+}
+
+/// A primary, its standby, and a file that every command holds for as long as it lives.
+struct Rig {
+    primary: Server,
+    standby: Server,
+    scratch: Scratch,
+}
+
+/// With these a command lives through a failover of up to 9 s.
+const LONG: [&str; 4] = ["--ttl", "15", "--grace", "5"];
+
+impl Rig {
+    fn new() -> Rig {
+        let primary = primary().start();
+        let standby = standby(&primary, cluster::primary());
+        Rig {
+            primary,
+            standby,
+            scratch: Scratch::new(),
+        }
+    }
+
+    fn on(&self, servers: &[&Server]) -> Pglock {
+        let (hosts, ports) = lists(servers);
+        Pglock::new()
+            .flags(["--user", "postgres", "--host", &hosts, "--port", &ports])
+            .flags(LONG)
+    }
+
+    /// A pglock that is told of both.
+    fn both(&self) -> Pglock {
+        self.on(&[&self.primary, &self.standby])
+    }
+
+    /// A command that holds the file, then does this. It does not heed SIGTERM.
+    fn script(&self, script: &str) -> String {
+        let dir = self.scratch.path().display();
+        format!(
+            "trap '' TERM; exec 9>>{dir}/witness; flock -n 9 || echo $$ >>{dir}/overlaps; {script}"
+        )
+    }
+
+    /// A holder with such a command, which says "alive" when it is asked.
+    fn holder(&self, pglock: Pglock) -> Running {
+        let script = self.script("echo the command runs; while read -r line; do echo $line; done");
+        let holder = pglock.open_input().sh(&script).spawn();
+        holder.wait_for_output("the command runs");
+        // It asks where its server stands when it has settled.
+        eventually("the holder has settled", PATIENCE, || {
+            let asked = "select count(*) from pg_stat_activity where query like '%system_identifier%' \
+                         and state = 'idle' and pid <> pg_backend_pid()";
+            let servers = [&self.primary, &self.standby];
+            servers
+                .iter()
+                .any(|server| server.psql(asked) != "0")
+                .then_some(())
+        });
+        holder
+    }
+
+    /// One who takes the lock for a moment.
+    fn short(&self, pglock: Pglock) -> Running {
+        pglock.sh(&self.script("echo in turn")).spawn()
+    }
+
+    fn go(&self, how: Going) {
+        match how {
+            Going::Switchover => self.primary.stop(Stop::Fast),
+            Going::Crash => self.primary.crash(),
+            Going::SplitBrain => {}
+        }
+        promote(&self.standby);
+    }
+
+    #[track_caller]
+    fn assert_no_overlap(&self) {
+        let overlaps = std::fs::read_to_string(self.scratch.path().join("overlaps"));
+        assert!(overlaps.is_err(), "two at once: {overlaps:?}");
+    }
+}
+
+const RETAKEN: &str = "was promoted; the lock was taken again";
+
+#[track_caller]
+fn assert_alive(holder: &mut Running) {
+    holder.write("alive\n");
+    holder.wait_for_output("alive");
+}
+
+#[test]
+fn the_lock_moves_to_the_promoted_server_and_its_command_lives() {
+    for how in [Going::Switchover, Going::Crash] {
+        let rig = Rig::new();
+        let mut holder = rig.holder(rig.both());
+        let before = rig.short(rig.both().flag("--block"));
+        eventually("one waits", PATIENCE, || {
+            (!rig.primary.waiters(1).is_empty()).then_some(())
+        });
+        let at_the_door = [0, 1].map(|_| rig.short(rig.both().flags(["--wait", "100"])));
+        rig.go(how);
+        let newcomer = rig.short(rig.on(&[&rig.standby]).flags(["--wait", "100"]));
+        holder.wait_for_line(RETAKEN);
+        assert_alive(&mut holder);
+        assert_eq!(rig.standby.holders(1).len(), 1);
+        let status = rig
+            .on(&[&rig.standby])
+            .flags(["--status", "--lockid", "1"])
+            .run();
+        assert!(status.stdout().contains("holder"), "{}", status.report());
+        let skipped = rig.on(&[&rig.standby]).command(["true"]).run();
+        skipped.assert_status(0);
+        assert!(
+            skipped.stderr().contains("skipping command"),
+            "{}",
+            skipped.report()
+        );
+        let output = holder.finish();
+        output.assert_status(0);
+        assert!(
+            output.stderr().contains("nobody has had it meanwhile"),
+            "{}",
+            output.report()
+        );
+        for waiter in at_the_door.into_iter().chain([before, newcomer]) {
+            waiter.wait().assert_status(0).assert_stdout("in turn\n");
+        }
+        rig.assert_no_overlap();
+    }
+}
+
+#[test]
+fn an_address_that_leads_to_the_promoted_server_is_one_place_among_others() {
+    // A balancer, or a virtual address: first to the one, then to the other.
+    let rig = Rig::new();
+    let way = Proxy::new(&rig.primary);
+    let at = || Pglock::at(way.port()).flags(LONG);
+    let mut holder = rig.holder(at());
+    rig.primary.stop(Stop::Fast);
+    promote(&rig.standby);
+    way.lead_to(&rig.standby);
+    holder.wait_for_line(RETAKEN);
+    assert_alive(&mut holder);
+    holder.finish().assert_status(0);
+}
+
+#[test]
+fn a_host_that_is_a_name_is_looked_up_on_the_way() {
+    let rig = Rig {
+        primary: primary().tcp().start(),
+        ..Rig::new()
+    };
+    let rig = Rig {
+        standby: standby(&rig.primary, primary().tcp()),
+        ..rig
+    };
+    let ports = format!("{},{}", rig.primary.port(), rig.standby.port());
+    let pglock = Pglock::new()
+        .flags(["--user", "postgres", "--host", "localhost,localhost"])
+        .flags(["--port", &ports])
+        .flags(LONG);
+    let mut holder = rig.holder(pglock);
+    rig.go(Going::Crash);
+    holder.wait_for_line(RETAKEN);
+    assert_alive(&mut holder);
+    holder.finish().assert_status(0);
+}
+
+#[test]
+fn a_lock_moves_twice_and_back_to_a_primary_that_was_a_standby() {
+    let rig = Rig::new();
+    let mut holder = rig.holder(rig.both());
+    let newcomer = |server| rig.short(rig.on(&[server]).flags(["--wait", "100"]));
+    rig.primary.stop(Stop::Fast);
+    promote(&rig.standby);
+    holder.wait_for_line(RETAKEN);
+    let first = newcomer(&rig.standby);
+    follow(&rig.primary, &rig.standby);
+    rig.standby.stop(Stop::Fast);
+    promote(&rig.primary);
+    let second = newcomer(&rig.primary);
+    eventually("it has moved back", PATIENCE, || {
+        (holder.stderr().matches(RETAKEN).count() == 2).then_some(())
+    });
+    assert_alive(&mut holder);
+    assert_eq!(rig.primary.holders(1).len(), 1);
+    // A crash restart of a promoted server is a restart.
+    let mut session = rig.primary.session();
+    let pid = session.pid();
+    rig.primary.crash_backend(pid);
+    holder.wait_for_line("The server was restarted");
+    assert_alive(&mut holder);
+    drop(first);
+    holder.finish().assert_status(0);
+    second.wait().assert_status(0);
+    rig.assert_no_overlap();
+}
+
+#[test]
+fn where_the_old_primary_lives_on_only_the_newcomers_of_its_lease_are_kept_off() {
+    // Without synchronous replication nobody can know more; the holder does not come to the other server.
+    let rig = Rig::new();
+    let holder = rig.holder(rig.both());
+    rig.go(Going::SplitBrain);
+    let output = rig.on(&[&rig.standby]).command(["true"]).run();
+    assert!(output.stderr().contains(PROMOTED), "{}", output.report());
+    assert!(
+        output.elapsed > Duration::from_secs(14),
+        "{}",
+        output.report()
+    );
+    // It has beaten since; now its session ends, and its server is out of reach.
+    rig.primary.stop(Stop::Fast);
+    let output = holder_end(holder);
+    output.assert_status(124);
+    assert!(
+        output
+            .stderr()
+            .contains("not known to have been promoted in its place"),
+        "{}",
+        output.report()
+    );
+}
+
+#[test]
+fn a_session_that_is_ended_on_a_server_promoted_long_ago_is_no_failover() {
+    let rig = Rig::new();
+    rig.primary.stop(Stop::Fast);
+    promote(&rig.standby);
+    let holder = rig
+        .on(&[&rig.standby, &rig.primary])
+        .flag("--verbose")
+        .hold();
+    eventually("the holder has settled", PATIENCE, || {
+        holder.stderr().contains("obtained").then_some(())
+    });
+    let pid = rig.standby.holders(1)[0];
+    rig.standby.psql("checkpoint");
+    rig.standby
+        .psql(&format!("select pg_terminate_backend({pid})"));
+    let output = holder.wait();
+    output.assert_status(124);
+    assert!(
+        output.stderr().contains("while the server ran on"),
+        "{}",
+        output.report()
+    );
+}
+
+#[test]
+fn who_waits_or_holds_off_is_not_misled_by_a_promotion() {
+    let rig = Rig::new();
+    let holder = rig.holder(rig.both());
+    let waiter = rig.short(rig.both().flag("--block"));
+    eventually("one waits", PATIENCE, || {
+        (!rig.primary.waiters(1).is_empty()).then_some(())
+    });
+    // The holder is gone with its host, the primary too.
+    holder.signal(Signal::SIGSTOP);
+    rig.go(Going::Crash);
+    let newcomer = rig.short(rig.on(&[&rig.standby]).flag("--block"));
+    newcomer.wait_for_line("was promoted");
+    // It holds off; its server goes, and the old primary comes back as one more that was promoted.
+    rig.standby.stop(Stop::Fast);
+    rig.standby.start();
+    newcomer.wait_for_line("trying again");
+    for output in [waiter.wait(), newcomer.wait()] {
+        output.assert_status(0).assert_stdout("in turn\n");
+    }
+    rig.assert_no_overlap();
+    holder.signal(Signal::SIGCONT);
+    holder_end(holder).assert_status(124);
+}
+
+#[test]
+fn a_holder_that_was_stopped_by_its_user_does_not_come_back_after_a_promotion() {
+    let rig = Rig::new();
+    let (hosts, ports) = lists(&[&rig.primary, &rig.standby]);
+    let mut pty = Pty::new(&rig.primary);
+    pty.line(&format!(
+        "pglock --host {hosts} --port {ports} --ttl 15 --grace 5 sh -c 'echo ready; exec sleep 1000'"
+    ));
+    pty.expect("ready");
+    pty.press("\x1a");
+    pty.expect("Stopped");
+    pty.prompt();
+    rig.go(Going::Crash);
+    let output = rig
+        .on(&[&rig.standby])
+        .flags(["--wait", "60"])
+        .command(["true"])
+        .run();
+    output.assert_status(0);
+    pty.line("fg");
+    pty.expect("the lock is lost");
+    pty.prompt();
+    assert_eq!(pty.run("echo $?").trim(), "124");
+}
+
+fn holder_end(mut holder: Running) -> Output {
+    holder.close_input();
+    holder.wait()
 }
 
 /// With a command that says when it began.

@@ -2,24 +2,11 @@
 
 use std::time::Duration;
 
-use crate::support::cluster::{primary, promote, standby};
+use crate::support::cluster::{lists, primary, promote, standby};
 use crate::support::*;
 
 /// Promotion comes soon after the start, and then newcomers hold off for a ttl.
 const SHORT: [&str; 4] = ["--ttl", "3", "--grace", "0"];
-
-/// Comma-separated lists of the hosts and ports of these servers.
-fn lists(servers: &[&Server]) -> (String, String) {
-    let hosts: Vec<String> = servers
-        .iter()
-        .map(|server| server.socket_dir().display().to_string())
-        .collect();
-    let ports: Vec<String> = servers
-        .iter()
-        .map(|server| server.port().to_string())
-        .collect();
-    (hosts.join(","), ports.join(","))
-}
 
 fn on(servers: &[&Server]) -> Pglock {
     let (hosts, ports) = lists(servers);

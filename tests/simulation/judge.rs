@@ -23,21 +23,18 @@ pub enum Reason {
     Continued,
     /// The clock of the server was set forward.
     Stepped,
-    /// A standby was promoted.
-    Promoted,
     /// The server's Unix socket was removed while it lived.
     SocketGone,
 }
 
 impl Reason {
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 7] = [
         Self::EndedAlone,
         Self::DownAfterAlone,
         Self::Thawed,
         Self::Unguarded,
         Self::Continued,
         Self::Stepped,
-        Self::Promoted,
         Self::SocketGone,
     ];
 
@@ -50,7 +47,6 @@ impl Reason {
             Self::Unguarded => "unguarded",
             Self::Continued => "continued",
             Self::Stepped => "stepped",
-            Self::Promoted => "promoted",
             Self::SocketGone => "socket-gone",
         }
     }
@@ -195,14 +191,6 @@ impl Judge {
     pub fn clock_is_stepped(&mut self) {
         self.everybody.push(Excuse {
             reason: Reason::Stepped,
-            from: 0,
-            until: Time::MAX,
-        });
-    }
-
-    pub fn promoted(&mut self) {
-        self.everybody.push(Excuse {
-            reason: Reason::Promoted,
             from: 0,
             until: Time::MAX,
         });

@@ -214,7 +214,9 @@ pub enum Kind {
 
 impl Kind {
     /// All that happen without being asked for, those more often that mostly lead to more.
-    const COMMON: [Self; 55] = [
+    const COMMON: [Self; 57] = [
+        Self::Promote,
+        Self::Promote,
         Self::CrashBackend,
         Self::CrashBackend,
         Self::StopFast,
@@ -382,11 +384,12 @@ impl Schedule {
     }
 
     fn trap(&self, random: &mut Random) -> Trap {
-        const QUESTIONS: [Question; 9] = [
+        const QUESTIONS: [Question; 10] = [
             Question::Beat,
             Question::Rename,
             Question::Retake,
-            Question::Age,
+            Question::History,
+            Question::Past,
             Question::Holder,
             Question::Evict,
             Question::Lift,

@@ -110,6 +110,9 @@ pub struct Server {
     pub clock_offset: i64,
     clock_rate: i64,
     started: i64,
+    /// The timeline that it writes, and the end of its recovery by the control file, which is cut to the second.
+    pub timeline: u32,
+    promoted: Option<i64>,
     /// The times at which statistics were reset: of one kind that can be reset by itself, of the others, and of those in shared
     /// memory.
     resets: [i64; 3],
@@ -129,6 +132,8 @@ impl Server {
             clock_offset: 0,
             clock_rate,
             started: -1_000_000_000,
+            timeline: 1,
+            promoted: None,
             resets: [-1_000_000_000; 3],
             backends: BTreeMap::new(),
             locks: Locks::default(),
@@ -136,6 +141,20 @@ impl Server {
             tokens: 0,
             outs: Vec::new(),
         }
+    }
+
+    /// A standby that is promoted now in the place of a primary on this timeline.
+    pub fn promote(clock_rate: i64, timeline: u32, now: Time) -> Self {
+        let mut new = Self::new(clock_rate);
+        let second = SECOND as i64;
+        new.timeline = timeline + 1;
+        new.promoted = Some(new.wall(now).div_euclid(second) * second);
+        new
+    }
+
+    /// When it was promoted at the latest.
+    fn promoted_at_the_latest(&self) -> Option<i64> {
+        self.promoted.map(|promoted| promoted + SECOND as i64)
     }
 
     fn wall(&self, now: Time) -> i64 {
@@ -294,6 +313,10 @@ impl Server {
         if !after_backend {
             self.started = wall;
         }
+        if !after_backend && is_clean {
+            // The end of its recovery is forgotten.
+            self.promoted = None;
+        }
         if after_backend || !is_clean {
             // Shared memory is made anew before the statistics are reset.
             self.resets = [wall, wall, wall - 2000];
@@ -328,9 +351,19 @@ impl Server {
         }
     }
 
+    /// Where it stands in the history of its cluster.
+    fn history(&self) -> [Option<String>; 2] {
+        [Some("7".to_owned()), Some(format!("{:08X}", self.timeline))]
+    }
+
     /// Whether newcomers hold off from it.
     pub fn is_young(&self, ttl: u64, now: Time) -> bool {
-        self.wall(now) - self.lost_at_the_latest() < (ttl * SECOND) as i64
+        let promoted = self.promoted_at_the_latest();
+        let lost = promoted
+            .into_iter()
+            .chain([self.lost_at_the_latest()])
+            .max();
+        lost.is_some_and(|lost| self.wall(now) - lost < (ttl * SECOND) as i64)
     }
 
     // Backends
@@ -577,18 +610,38 @@ impl Server {
                     })
                     .collect(),
             },
-            Statement::Left { whole, held } => {
-                let age = self.wall(now) - self.lost_at_the_latest();
+            Statement::Left {
+                whole,
+                held,
+                promotion,
+            } => {
+                let lost = self.lost_at_the_latest();
+                let promoted = self.promoted_at_the_latest().filter(|_| promotion);
+                let is_promotion = promoted.is_some_and(|promoted| promoted > lost);
+                let age = self.wall(now) - promoted.into_iter().fold(lost, i64::max);
                 let is_held = held.is_some_and(|(key, only_exclusive)| {
                     self.locks.holders(key, only_exclusive).next().is_some()
                 });
                 let left = whole - seconds(age);
-                row([Some(left.to_string()), text("f"), Some(truth(is_held))])
+                row([
+                    Some(left.to_string()),
+                    text("f"),
+                    Some(truth(is_held)),
+                    Some(truth(is_promotion)),
+                ])
             }
-            Statement::Age => {
-                let age = self.wall(now) - self.lost_at_the_earliest();
-                row([Some(seconds(age).to_string())])
+            Statement::Past => {
+                let ago = |moment| seconds(self.wall(now) - moment).to_string();
+                let promoted = self.promoted_at_the_latest().map(ago);
+                let [cluster, timeline] = self.history();
+                row([
+                    Some(ago(self.lost_at_the_earliest())),
+                    promoted,
+                    cluster,
+                    timeline,
+                ])
             }
+            Statement::History => row(self.history()),
             Statement::Terminate(other) => {
                 if self.step(pid) == Step::Begin && self.backends.contains_key(&other) {
                     self.terminate(other, now);
@@ -669,7 +722,12 @@ impl Server {
                 } else {
                     self.started > limit || self.resets[0] > limit
                 };
-                if is_young {
+                // The quick question is about what the control file says.
+                let was_promoted = match self.promoted.filter(|_| attempt.promotion) {
+                    Some(promoted) => promoted + SECOND as i64 > limit,
+                    None => false,
+                };
+                if is_young || was_promoted {
                     return Some(row([text("young")]));
                 }
             }

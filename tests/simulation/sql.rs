@@ -33,9 +33,13 @@ pub enum Statement {
     Left {
         whole: f64,
         held: Option<(Key, bool)>,
+        /// Whether it counts when the server was promoted, too.
+        promotion: bool,
     },
-    /// How long ago the server lost its sessions, as far as it is sure of it.
-    Age,
+    /// How long ago the server lost its sessions, as far as it is sure of it, when it was promoted, and where it stands.
+    Past,
+    /// Where it stands.
+    History,
     /// Ends a backend, and waits for that.
     Terminate(i32),
     /// The age of a backend that holds the lock.
@@ -67,6 +71,8 @@ pub struct Attempt {
     pub pid: Option<i32>,
     /// Not on a server that lost its sessions so short a time ago, be it as the quick or as the exact question has it.
     pub young: Option<(Duration, bool)>,
+    /// Nor on one that was promoted then.
+    pub promotion: bool,
     pub settings: Option<Settings>,
     pub take: Take,
 }
@@ -195,8 +201,11 @@ fn statement(text: &str) -> Statement {
             Statement::HolderAge(pid.parse().expect("a number"), row_key(text))
         }
         _ if text.starts_with("select extract(epoch from") && text.contains("case when") => {
-            Statement::Age
+            assert!(text.contains("system_identifier"), "{text}");
+            Statement::Past
         }
+        _ if text.starts_with("select (select system_identifier from") => Statement::History,
+        "set transaction isolation level read committed" => Statement::Nothing,
         _ if text.starts_with("select '") && text.contains(" - extract(epoch from") => {
             assert!(text.contains("least("), "{text}");
             let whole = between(text, "select '", "'").parse().expect("a number");
@@ -204,7 +213,12 @@ fn statement(text: &str) -> Statement {
                 let only_exclusive = text.contains("mode = 'ExclusiveLock'");
                 (row_key(text), only_exclusive)
             });
-            Statement::Left { whole, held }
+            let promotion = text.contains("pg_control_last_modified");
+            Statement::Left {
+                whole,
+                held,
+                promotion,
+            }
         }
         _ if text.starts_with("select pg_catalog.pg_advisory_unlock") => Statement::Unlock(
             call_key(text, "pg_advisory_unlock"),
@@ -291,6 +305,7 @@ fn attempt(text: &str) -> Attempt {
                 .expect("a number")
         }),
         young,
+        promotion: text.contains("pg_control_last_modified"),
         settings: text
             .contains("set_config('lock_timeout'")
             .then(|| settings(text)),

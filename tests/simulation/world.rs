@@ -1046,22 +1046,17 @@ impl World {
         }
     }
 
-    /// The standby takes over. The old primary lives on, for those who have it; newcomers come to the new one.
+    /// A standby takes over, behind the same address.
     fn promote(&mut self) {
+        // The old one goes down, and answers nobody any more.
+        self.judge.server_goes_down(&mut self.clients, self.now);
+        self.lose_sessions(None);
+        self.server_serial += 1;
         let rate = self.random.below(401) as i64 - 200;
-        let mut new = Server::new(rate);
-        mem::swap(&mut self.server, &mut new);
-        self.judge.promoted();
+        self.server = Server::promote(rate, self.server.timeline, self.now);
+        self.server_frozen = 0;
+        self.disturb();
         self.epoch += 1;
-        // The old one goes down.
-        new.lose_all(None, self.now);
-        for out in new.outs() {
-            if let Out::Close(Owner::Connection(connection), words) = out {
-                self.connections[connection].is_over = true;
-                self.send(connection, 1, Message::ToClient(ToClient::Closed(words)));
-            }
-        }
-        self.pool = Pool::default();
     }
 }
 

@@ -54,18 +54,10 @@ pub fn standby(primary: &Server, builder: Builder) -> Server {
     }
     let standby = builder
         .copy_of(&backup)
-        .conf(&format!(
-            "primary_conninfo = 'host={} port={} user=postgres'",
-            primary.socket_dir().display(),
-            primary.port()
-        ))
+        .conf(connection_to(primary).trim_end())
         .conf("wal_retrieve_retry_interval = 100ms")
         .start();
-    eventually("the standby streams", PATIENCE, || {
-        let state = standby.psql("select status from pg_stat_wal_receiver");
-        (state == "streaming").then_some(())
-    });
-    assert_eq!(standby.psql("select pg_is_in_recovery()"), "t");
+    wait_until_it_streams(&standby);
     standby
 }
 
@@ -80,6 +72,51 @@ pub fn grow_old(server: &Server, ttl: Duration) {
     eventually("the server is old", PATIENCE, || {
         (server.psql(&is_old) == "t").then_some(())
     });
+}
+
+/// Makes a standby of a server that has been stopped and is to follow another, and starts it. It has nothing that the other
+/// does not have.
+#[track_caller]
+pub fn follow(server: &Server, primary: &Server) {
+    let owner = std::os::unix::fs::MetadataExt::uid(&fs::metadata(server.data()).expect("data"));
+    let signal = server.data().join("standby.signal");
+    fs::write(&signal, "").expect("write standby.signal");
+    chown(&signal, Some(owner), None).expect("chown");
+    let conf = server.data().join("postgresql.conf");
+    let text = fs::read_to_string(&conf).expect("read postgresql.conf");
+    fs::write(&conf, text + &connection_to(primary)).expect("write postgresql.conf");
+    server.start();
+    wait_until_it_streams(server);
+}
+
+fn connection_to(primary: &Server) -> String {
+    format!(
+        "primary_conninfo = 'host={} port={} user=postgres application_name=standby'\n",
+        primary.socket_dir().display(),
+        primary.port()
+    )
+}
+
+#[track_caller]
+fn wait_until_it_streams(standby: &Server) {
+    eventually("the standby streams", PATIENCE, || {
+        let state = standby.psql("select status from pg_stat_wal_receiver");
+        (state == "streaming").then_some(())
+    });
+    assert_eq!(standby.psql("select pg_is_in_recovery()"), "t");
+}
+
+/// Comma-separated lists of the hosts and ports of these servers.
+pub fn lists(servers: &[&Server]) -> (String, String) {
+    let hosts: Vec<String> = servers
+        .iter()
+        .map(|server| server.socket_dir().display().to_string())
+        .collect();
+    let ports: Vec<String> = servers
+        .iter()
+        .map(|server| server.port().to_string())
+        .collect();
+    (hosts.join(","), ports.join(","))
 }
 
 /// Makes a primary of a standby.

@@ -178,6 +178,11 @@ impl Proxy {
         self.wait_until_listening(true);
     }
 
+    /// Leads the connections to come to the Unix socket of another server.
+    pub fn lead_to(&self, server: &Server) {
+        self.change(|plan| plan.target = Target::Socket(server.socket()));
+    }
+
     /// Sets a trap for the connections to come, and for those that exist.
     pub fn trap(&self, when: When, what: What) {
         self.change(|plan| plan.trap = Some((when, what)));

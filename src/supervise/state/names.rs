@@ -39,7 +39,7 @@ impl State {
                     "connected, given up before"
                 }
             },
-            Event::Answered(answer) => self.answer_name(*answer, now)?,
+            Event::Answered(answer) => self.answer_name(answer, now)?,
             Event::CommandStopped(..) => "command stopped",
             Event::CommandContinued => "command continued",
             Event::CommandEnded(_) => "command ended",
@@ -56,7 +56,7 @@ impl State {
         })
     }
 
-    fn answer_name(&self, answer: Answer, now: Moment) -> Option<&'static str> {
+    fn answer_name(&self, answer: &Answer, now: Moment) -> Option<&'static str> {
         let Link::Asked(question, sent) = self.link else {
             return None;
         };
@@ -65,26 +65,48 @@ impl State {
                 Question::Beat | Question::Rename => "answer to a beat",
                 Question::Lift => "lease lifted",
                 Question::Retake
-                | Question::Age
+                | Question::History
+                | Question::Past
                 | Question::Holder
                 | Question::Evict
                 | Question::Check => return None,
             },
             Answer::Retake(_) if question == Question::Evict => "evicted and retaken",
-            Answer::Retake(Retake::Held(age)) => match self.end_of_session(age, sent, now) {
+            Answer::Retake(Retake::Held(past)) => match self.end_of_session(*past, sent, now) {
                 Some(SessionEnd::Restart) => "retaken after a restart",
+                Some(SessionEnd::Promotion) => "retaken after a promotion",
+                Some(SessionEnd::Elsewhere) => match past.history {
+                    Some(found) if self.history.is_some_and(|held| found.is_after(held)) => {
+                        "retaken on a server that was promoted before"
+                    }
+                    Some(_) | None => "retaken on a server of another cluster",
+                },
                 Some(SessionEnd::Alone | SessionEnd::AloneBeforeRestart) => {
                     "retaken without a restart"
                 }
-                None => "retaken, long under way",
+                None => match self.kinship(*past) {
+                    Kinship::Successor => "retaken after a promotion, long under way",
+                    Kinship::Same | Kinship::None => "retaken, long under way",
+                },
             },
-            Answer::Retake(Retake::Busy) => "not retaken: held",
+            Answer::Retake(Retake::Busy(past)) => match self.kinship(*past) {
+                Kinship::Same => "not retaken: held",
+                Kinship::Successor | Kinship::None => "not retaken: held on a promoted server",
+            },
+            Answer::Retake(Retake::Standby) => "not retaken: standby",
             Answer::Retake(Retake::NotReady) => "not retaken: not ready",
-            Answer::Age(age) => match self.end_of_session(age, sent, now) {
+            Answer::Past(past) => match self.end_of_session(*past, sent, now) {
                 Some(SessionEnd::Restart) => "restarted after all",
-                Some(SessionEnd::Alone | SessionEnd::AloneBeforeRestart) | None => "not restarted",
+                Some(SessionEnd::Promotion) => "promoted after all",
+                Some(SessionEnd::Elsewhere) => "promoted perhaps",
+                Some(SessionEnd::Alone | SessionEnd::AloneBeforeRestart) => "not restarted",
+                None => match self.kinship(*past) {
+                    Kinship::Same => "not restarted",
+                    Kinship::Successor | Kinship::None => "promoted perhaps",
+                },
             },
-            Answer::Holder(Some(age)) if age > now.since(self.heard) => "held by own old backend",
+            Answer::History(_) => "where the server stands",
+            Answer::Holder(Some(age)) if *age > now.since(self.heard) => "held by own old backend",
             Answer::Holder(Some(_)) => "held by a newer backend",
             Answer::Holder(None) => "held by somebody else",
             Answer::Check(true) => "still held",

@@ -24,11 +24,58 @@ fn policy(ttl: f64, grace: f64) -> Policy {
         pooled: false,
         rename: false,
         has_terminal: true,
+        others: 0,
     }
 }
 
+/// Where the server stands that holds the lock, and where one does that was promoted in its place.
+const HELD: History = History {
+    cluster: 7,
+    timeline: 4,
+};
+const NEXT: History = History {
+    cluster: 7,
+    timeline: 5,
+};
+
+/// That server, which lost its sessions so long ago.
+fn past(lost: f64) -> Past {
+    Past {
+        lost: time(lost),
+        promoted: None,
+        history: Some(HELD),
+    }
+}
+
+/// A server that stands there, was promoted so long ago and has never lost a session.
+fn promoted(ago: f64, history: Option<History>) -> Past {
+    Past {
+        lost: time(1e6),
+        promoted: Some(time(ago)),
+        history,
+    }
+}
+
+/// A run that has learnt where its server stands, and knows of two other hosts.
+fn of_three() -> State {
+    let policy = Policy {
+        others: 2,
+        ..policy(15.0, 5.0)
+    };
+    let mut state = State::new(policy, at(HEARD), at(HEARD));
+    assert_eq!(state.next_deadline(at(HEARD)), Some(at(101.0)));
+    state.on(Event::Tick, at(101.0));
+    assert_eq!(state.asked(), Some(Question::History));
+    state.on(Event::Answered(Answer::History(Some(HELD))), at(101.0));
+    state
+}
+
+/// A run in which it need not be asked where the server stands.
 fn state(policy: Policy) -> State {
-    State::new(policy, at(HEARD), at(HEARD))
+    State {
+        learn_at: None,
+        ..State::new(policy, at(HEARD), at(HEARD))
+    }
 }
 
 fn lost(loss: Loss) -> Event {
@@ -119,6 +166,11 @@ fn events() -> Vec<(&'static str, Link, Event)> {
             Event::Answered(Answer::Alive),
         ),
         (
+            "where the server stands",
+            asked(Question::History),
+            Event::Answered(Answer::History(Some(HELD))),
+        ),
+        (
             "lease lifted",
             asked(Question::Lift),
             Event::Answered(Answer::Alive),
@@ -126,22 +178,55 @@ fn events() -> Vec<(&'static str, Link, Event)> {
         (
             "retaken after a restart",
             asked(Question::Retake),
-            retake(Retake::Held(time(1.0))),
+            retake(Retake::Held(past(1.0))),
         ),
         (
             "retaken without a restart",
             asked(Question::Retake),
-            retake(Retake::Held(time(1e6))),
+            retake(Retake::Held(past(1e6))),
         ),
         (
             "retaken, long under way",
             asked(Question::Retake),
-            retake(Retake::Held(time(2.95))),
+            retake(Retake::Held(past(2.95))),
+        ),
+        (
+            "retaken after a promotion",
+            asked(Question::Retake),
+            retake(Retake::Held(promoted(1.0, Some(NEXT)))),
+        ),
+        (
+            "retaken on a server that was promoted before",
+            asked(Question::Retake),
+            retake(Retake::Held(promoted(9.0, Some(NEXT)))),
+        ),
+        (
+            "retaken after a promotion, long under way",
+            asked(Question::Retake),
+            retake(Retake::Held(promoted(2.95, Some(NEXT)))),
+        ),
+        (
+            "retaken on a server of another cluster",
+            asked(Question::Retake),
+            retake(Retake::Held(promoted(
+                1.0,
+                Some(History { cluster: 8, ..NEXT }),
+            ))),
+        ),
+        (
+            "not retaken: held on a promoted server",
+            asked(Question::Retake),
+            retake(Retake::Busy(promoted(1.0, Some(NEXT)))),
+        ),
+        (
+            "not retaken: standby",
+            asked(Question::Retake),
+            retake(Retake::Standby),
         ),
         (
             "not retaken: held",
             asked(Question::Retake),
-            retake(Retake::Busy),
+            retake(Retake::Busy(past(1e6))),
         ),
         (
             "not retaken: not ready",
@@ -150,13 +235,23 @@ fn events() -> Vec<(&'static str, Link, Event)> {
         ),
         (
             "restarted after all",
-            asked(Question::Age),
-            Event::Answered(Answer::Age(time(1.0))),
+            asked(Question::Past),
+            Event::Answered(Answer::Past(past(1.0))),
+        ),
+        (
+            "promoted after all",
+            asked(Question::Past),
+            Event::Answered(Answer::Past(promoted(1.0, Some(NEXT)))),
+        ),
+        (
+            "promoted perhaps",
+            asked(Question::Past),
+            Event::Answered(Answer::Past(promoted(2.95, Some(NEXT)))),
         ),
         (
             "not restarted",
-            asked(Question::Age),
-            Event::Answered(Answer::Age(time(1e6))),
+            asked(Question::Past),
+            Event::Answered(Answer::Past(past(1e6))),
         ),
         (
             "held by own old backend",
@@ -176,7 +271,7 @@ fn events() -> Vec<(&'static str, Link, Event)> {
         (
             "evicted and retaken",
             asked(Question::Evict),
-            retake(Retake::Held(time(1e6))),
+            retake(Retake::Held(past(1e6))),
         ),
         (
             "still held",
@@ -220,7 +315,7 @@ fn shown(effect: &Effect) -> String {
         Effect::Continue => "continue".to_owned(),
         Effect::Kill => "kill".to_owned(),
         Effect::Ask(question) => format!("ask {question:?}").to_lowercase(),
-        Effect::Connect(_) => "connect".to_owned(),
+        Effect::Connect(..) => "connect".to_owned(),
         Effect::Disconnect => "disconnect".to_owned(),
         Effect::Guard(Some(until)) => format!("guard until {}", until.since_first().as_secs_f64()),
         Effect::Guard(None) => "guard for ever".to_owned(),
@@ -265,6 +360,7 @@ fn each_pair_of_stage_and_event_is_decided_as_the_table_says() {
             let lost_at = if link == Link::Idle { HEARD } else { NOW - 0.5 };
             state.lost_at = at(lost_at);
             state.heard = at(HEARD);
+            state.history = Some(HELD);
             state.was_told = true;
             let effects = state.on(event.clone(), at(NOW));
             let effects: Vec<_> = effects.iter().map(shown).collect();
@@ -339,7 +435,7 @@ fn a_restart_after_the_server_has_served_again_is_no_excuse() {
     state.on(Event::Tick, at(103.4));
     state.on(Event::Connected, at(103.5));
     // Who had the lock meanwhile runs on by its lease.
-    let effects = state.on(retake(Retake::Held(time(0.2))), at(103.6));
+    let effects = state.on(retake(Retake::Held(past(0.2))), at(103.6));
     assert!(effects.contains(&Effect::Kill), "{effects:?}");
 }
 
@@ -347,7 +443,7 @@ fn a_restart_after_the_server_has_served_again_is_no_excuse() {
 fn a_session_that_ends_in_the_grace_ends_the_command() {
     let mut state = lost_so(policy(60.0, 30.0), Loss::One, 103.0);
     state.on(Event::Connected, at(103.0));
-    state.on(retake(Retake::Held(time(1e6))), at(103.1));
+    state.on(retake(Retake::Held(past(1e6))), at(103.1));
     assert_eq!(state.stage, Stage::Terminating(at(133.1)));
     let effects = state.on(lost(Loss::One), at(105.0));
     assert!(effects.contains(&Effect::Kill));
@@ -439,7 +535,7 @@ fn a_server_that_lets_in_and_closes_is_left_alone_for_longer_and_longer() {
 #[test]
 fn a_server_that_grants_the_lock_and_closes_is_left_alone_for_longer_and_longer() {
     let answers = [
-        (Question::Retake, retake(Retake::Held(time(1e6)))),
+        (Question::Retake, retake(Retake::Held(past(1e6)))),
         (Question::Rename, Event::Answered(Answer::Alive)),
     ];
     for rename in [false, true] {
@@ -473,7 +569,7 @@ fn a_server_that_grants_the_lock_and_closes_is_left_alone_for_longer_and_longer(
 fn after_a_session_that_was_of_use_the_first_attempt_comes_at_once() {
     let mut state = lost_so(policy(15.0, 5.0), Loss::All, 103.0);
     state.on(Event::Connected, at(103.0));
-    state.on(retake(Retake::Held(time(0.1))), at(103.0));
+    state.on(retake(Retake::Held(past(0.1))), at(103.0));
     state.on(Event::Tick, at(108.0));
     assert_eq!(state.asked(), Some(Question::Beat));
     state.on(Event::Answered(Answer::Alive), at(108.0));
@@ -514,7 +610,7 @@ fn on_loss_continue_stops_nothing() {
         let mut state = state(continues);
         let mut effects = state.on(event, at(103.0));
         effects.extend(state.on(Event::Connected, at(103.1)));
-        effects.extend(state.on(retake(Retake::Held(time(1e6))), at(103.2)));
+        effects.extend(state.on(retake(Retake::Held(past(1e6))), at(103.2)));
         effects.extend(state.on(Event::Tick, at(112.2)));
         assert!(
             !effects.iter().any(|effect| matches!(
@@ -541,15 +637,15 @@ fn a_lock_that_is_retaken_late_is_kept_until_the_command_has_ended() {
         let mut state = asking();
         state.on(Event::Tick, at(109.0));
         state.on(Event::Tick, at(deadline));
-        let effects = state.on(retake(Retake::Held(time(20.0))), at(deadline + 0.1));
+        let effects = state.on(retake(Retake::Held(past(20.0))), at(deadline + 0.1));
         assert!(!effects.contains(&Effect::Disconnect), "{effects:?}");
         // It was not known whether the server restarted before the question or after.
         let mut state = asking();
-        let effects = state.on(retake(Retake::Held(time(5.0))), at(108.0));
-        assert_eq!(effects, [Effect::Ask(Question::Age)]);
+        let effects = state.on(retake(Retake::Held(past(5.0))), at(108.0));
+        assert_eq!(effects, [Effect::Ask(Question::Past)]);
         state.on(Event::Tick, at(109.0));
         state.on(Event::Tick, at(deadline));
-        let age = Event::Answered(Answer::Age(time(6.0)));
+        let age = Event::Answered(Answer::Past(past(6.0)));
         let effects = state.on(age, at(deadline + 0.1));
         assert!(!effects.contains(&Effect::Disconnect), "{effects:?}");
     }
@@ -559,11 +655,11 @@ fn a_lock_that_is_retaken_late_is_kept_until_the_command_has_ended() {
 fn a_command_that_has_its_grace_is_killed_when_somebody_else_has_the_lock() {
     let mut state = asking();
     state.on(Event::Tick, at(109.0));
-    let effects = state.on(retake(Retake::Busy), at(110.0));
+    let effects = state.on(retake(Retake::Busy(past(1e6))), at(110.0));
     assert!(effects.contains(&Effect::Kill), "{effects:?}");
     // One that is not this pglock's own, as it turns out.
     let mut state = asking();
-    let effects = state.on(retake(Retake::Busy), at(108.0));
+    let effects = state.on(retake(Retake::Busy(past(1e6))), at(108.0));
     assert_eq!(effects, [Effect::Ask(Question::Holder)]);
     state.on(Event::Tick, at(109.0));
     let other = Event::Answered(Answer::Holder(Some(time(1.0))));
@@ -576,9 +672,9 @@ fn on_loss_continue_continues_what_its_user_had_stopped() {
     let mut continues = policy(15.0, 5.0);
     continues.kill_on_loss = false;
     for answer in [
-        Retake::Held(time(1e6)),
-        Retake::Held(time(0.1)),
-        Retake::Busy,
+        Retake::Held(past(1e6)),
+        Retake::Held(past(0.1)),
+        Retake::Busy(past(1e6)),
     ] {
         let mut state = lost_so(continues, Loss::Cut, 103.0);
         let mut effects = state.on(Event::CommandStopped(Signal::TSTP, false), at(103.1));
@@ -612,7 +708,7 @@ fn a_stopped_command_that_is_told_to_end_meanwhile_is_continued_when_it_may_run(
     state.on(lost(Loss::Cut), at(103.0));
     state.on(Event::Signal(Signal::TERM), at(103.1));
     state.on(Event::Connected, at(103.2));
-    let effects = state.on(retake(Retake::Held(time(0.1))), at(103.3));
+    let effects = state.on(retake(Retake::Held(past(0.1))), at(103.3));
     assert!(
         effects.contains(&Effect::Signal(Signal::CONT)),
         "{effects:?}"
@@ -630,7 +726,7 @@ fn a_command_that_pglock_has_continued_is_not_taken_for_stopped() {
     // Before it is told that the command was continued.
     state.on(lost(Loss::Cut), at(102.1));
     state.on(Event::Connected, at(102.2));
-    let effects = state.on(retake(Retake::Held(time(0.05))), at(102.3));
+    let effects = state.on(retake(Retake::Held(past(0.05))), at(102.3));
     assert!(
         effects.contains(&Effect::Signal(Signal::CONT)),
         "{effects:?}"
@@ -702,4 +798,182 @@ fn a_session_that_ends_after_its_deadline_is_not_lost_twice() {
         .iter()
         .filter(|effect| matches!(effect, Effect::Say(_)));
     assert_eq!(said.count(), 1, "{effects:?}");
+}
+
+/// What a run of three hosts does that has lost its session so, and meets this server next.
+fn meets(loss: Loss, found: Past) -> (State, Vec<Effect>) {
+    let mut state = of_three();
+    state.on(lost(loss), at(103.0));
+    state.on(not_connected(Barrier::Unreachable), at(103.1));
+    assert_eq!(state.place, 1);
+    state.on(Event::Connected, at(105.0));
+    let effects = state.on(retake(Retake::Held(found)), at(105.1));
+    (state, effects)
+}
+
+#[test]
+fn a_lock_is_taken_again_where_a_server_was_promoted_since() {
+    for loss in [Loss::Cut, Loss::One, Loss::All] {
+        let (state, effects) = meets(loss, promoted(1.0, Some(NEXT)));
+        let said = format!("{}", Line::Promoted(time(4.1)));
+        assert!(
+            said.contains("was promoted; the lock was taken again 4.1 s"),
+            "{said}"
+        );
+        assert!(
+            effects.contains(&Effect::Say(Line::Promoted(time(4.1)))),
+            "{effects:?}"
+        );
+        assert_eq!((state.stage, state.history), (Stage::Running, Some(NEXT)));
+        assert_eq!(state.heard, at(105.0));
+    }
+    // It was started again meanwhile: its recovery is forgotten, its start is not.
+    let restarted = Past {
+        lost: time(0.5),
+        promoted: None,
+        history: Some(NEXT),
+    };
+    assert_eq!(meets(Loss::One, restarted).0.stage, Stage::Running);
+}
+
+#[test]
+fn no_other_server_than_one_that_was_promoted_since_will_do() {
+    let elsewhere = |cluster, timeline| Some(History { cluster, timeline });
+    for (found, why) in [
+        (promoted(4.3, Some(NEXT)), "before the last sign"),
+        (promoted(1.0, elsewhere(7, 3)), "an old primary"),
+        (promoted(1.0, elsewhere(8, 5)), "another cluster"),
+        (promoted(1.0, None), "nothing told"),
+        (
+            Past {
+                promoted: None,
+                ..promoted(1.0, Some(NEXT))
+            },
+            "no promotion since it was started",
+        ),
+    ] {
+        let (state, effects) = meets(Loss::One, found);
+        assert!(effects.contains(&Effect::Kill), "{why}: {effects:?}");
+        // The lease is still that of the server before.
+        assert_eq!(state.heard, at(101.0), "{why}");
+    }
+}
+
+#[test]
+fn a_checkpoint_of_a_server_that_was_promoted_long_ago_is_no_promotion() {
+    // The session was ended alone; the bound for the promotion is the checkpoint of a moment ago.
+    let mut state = of_three();
+    state.on(lost(Loss::One), at(103.0));
+    state.on(Event::Connected, at(103.1));
+    let found = promoted(0.5, Some(HELD));
+    state.on(retake(Retake::Held(found)), at(103.2));
+    assert_eq!(state.stage, Stage::Terminating(at(108.2)));
+}
+
+#[test]
+fn a_promotion_after_the_server_has_served_others_is_no_excuse() {
+    let mut state = of_three();
+    state.on(lost(Loss::One), at(103.0));
+    // It let us in, so the session before was ended alone; then the primary goes, and another is promoted.
+    state.on(Event::Connected, at(103.0));
+    state.on(lost(Loss::One), at(103.1));
+    state.on(Event::Tick, at(104.0));
+    state.on(Event::Connected, at(105.0));
+    let effects = state.on(retake(Retake::Held(promoted(1.0, Some(NEXT)))), at(105.1));
+    assert!(effects.contains(&Effect::Kill), "{effects:?}");
+}
+
+#[test]
+fn a_standby_that_lets_in_serves_no_locks() {
+    let mut state = of_three();
+    state.on(lost(Loss::One), at(103.0));
+    for (round, moment) in [103.1, 103.3, 103.5].into_iter().enumerate() {
+        state.on(not_connected(Barrier::Unreachable), at(moment));
+        state.on(Event::Connected, at(moment));
+        let effects = state.on(retake(Retake::Standby), at(moment));
+        assert!(effects.contains(&Effect::Disconnect), "{round}");
+        assert_eq!((state.stage, state.place), (Stage::Frozen, 2));
+        state.on(not_connected(Barrier::Unreachable), at(moment));
+        assert_eq!(state.place, 0);
+        state.on(Event::Tick, at(moment + 0.1));
+    }
+    state.on(not_connected(Barrier::Unreachable), at(105.0));
+    state.on(Event::Connected, at(105.0));
+    state.on(retake(Retake::Held(promoted(0.5, Some(NEXT)))), at(105.1));
+    assert_eq!(state.stage, Stage::Running);
+}
+
+#[test]
+fn nobody_on_a_promoted_server_can_be_the_session_of_before() {
+    let mut state = of_three();
+    state.on(lost(Loss::One), at(103.0));
+    state.on(not_connected(Barrier::Unreachable), at(103.1));
+    state.on(Event::Connected, at(105.0));
+    let effects = state.on(retake(Retake::Busy(promoted(1.0, Some(NEXT)))), at(105.1));
+    assert!(effects.contains(&Effect::Kill), "{effects:?}");
+}
+
+#[test]
+fn each_place_has_its_turn_and_none_waits_for_the_silence_of_another() {
+    let mut state = of_three();
+    let connects = |effects: &[Effect]| {
+        effects.iter().find_map(|effect| match effect {
+            Effect::Connect(place, patience) => Some((*place, patience.as_secs_f64())),
+            _ => None,
+        })
+    };
+    let share = 2.0 / 3.0;
+    let near = |found: Option<(u32, f64)>, place, patience: f64| {
+        found.is_some_and(|(at, time)| at == place && (time - patience).abs() < 1e-6)
+    };
+    let effects = state.on(lost(Loss::One), at(103.0));
+    assert!(near(connects(&effects), 0, share), "{effects:?}");
+    let effects = state.on(not_connected(Barrier::Silence), at(103.6));
+    assert!(near(connects(&effects), 1, share), "{effects:?}");
+    let effects = state.on(not_connected(Barrier::Unreachable), at(103.7));
+    assert!(near(connects(&effects), 2, share), "{effects:?}");
+    // One of them has answered: the next round is as patient, after a pause.
+    let effects = state.on(not_connected(Barrier::Silence), at(104.0));
+    let effects = [effects, state.on(Event::Tick, at(104.0))].concat();
+    assert!(near(connects(&effects), 0, share), "{effects:?}");
+    for (moment, place) in [(104.1, 1), (104.2, 2)] {
+        let effects = state.on(not_connected(Barrier::Silence), at(moment));
+        assert!(near(connects(&effects), place, share), "{effects:?}");
+    }
+    // None has: it may be the way.
+    let effects = state.on(not_connected(Barrier::Silence), at(104.3));
+    assert!(near(connects(&effects), 0, 2.0 * share), "{effects:?}");
+}
+
+#[test]
+fn what_another_host_says_is_not_said_of_the_server_that_is_gone() {
+    let mut state = of_three();
+    state.on(lost(Loss::One), at(103.0));
+    state.on(not_connected(Barrier::Unreachable), at(103.0));
+    // A standby that is starting.
+    for barrier in [Barrier::Starting, Barrier::Down] {
+        state.on(not_connected(barrier), at(103.1));
+        assert_eq!(state.stage, Stage::Frozen);
+    }
+}
+
+#[test]
+fn where_the_server_stood_is_not_known_the_address_has_to_do() {
+    // Lost before it could be asked, or by a role that is not told.
+    for history in [None, Some(NEXT)] {
+        let mut state = lost_so(policy(15.0, 5.0), Loss::One, 100.5);
+        state.on(Event::Connected, at(100.6));
+        let found = Past {
+            history,
+            ..past(0.05)
+        };
+        state.on(retake(Retake::Held(found)), at(100.7));
+        assert_eq!(state.stage, Stage::Running);
+        let mut state = lost_so(policy(15.0, 5.0), Loss::One, 100.5);
+        state.policy.others = 1;
+        state.on(not_connected(Barrier::Unreachable), at(100.5));
+        state.on(Event::Connected, at(100.6));
+        let effects = state.on(retake(Retake::Held(found)), at(100.7));
+        assert!(effects.contains(&Effect::Kill), "{effects:?}");
+    }
 }

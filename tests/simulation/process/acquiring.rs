@@ -334,6 +334,7 @@ impl World {
             pooled: lock.scope() == LockScope::Transaction,
             rename: taken.waited,
             has_terminal: it.has_terminal,
+            others: 0,
         };
         let connection = it.connection.expect("a connection");
         it.shared.has_group = true;

@@ -149,7 +149,8 @@ impl World {
                 if !self.has_guardian(client) && self.clients[client].no_processes == 0 {
                     self.spawn_guardian(client);
                 }
-                let event = asked.read(&outcomes);
+                let run = self.supervising(client).expect("a run");
+                let event = asked.read(&outcomes, &mut run.lock);
                 let spoken = self.clients[client].spoken;
                 match &event {
                     supervise::Event::SessionLost(..) => self.drop_wire(client),
@@ -250,7 +251,7 @@ impl World {
                 let program = self.wordings.read(sql.to_bytes());
                 self.send_to_server(connection, ToServer::Query(program));
             }
-            Effect::Connect(patience) => {
+            Effect::Connect(_, patience) => {
                 self.spring(client, |trap| trap == Cue::Connects);
                 let pooled = self.clients[client].pooled;
                 let connection = self.connect(client, pooled);
