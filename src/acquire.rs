@@ -108,6 +108,7 @@ impl<'a> Attempt<'a> {
             patience: target.timeout(),
             ttl: config.terms.map(Terms::ttl),
             fence: config.fence,
+            sync: config.sync,
             verbose: log.is_verbose(),
         };
         Ok(Self {

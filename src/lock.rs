@@ -36,7 +36,5 @@ pub use keys::Name;
 pub use query::{Query, Unanswered};
 pub use release::release;
 pub use request_sql::{LockRequest, TURN};
-pub use restart::{
-    History, HoldOff, Past, RestartCheck, history_query, hold_off, longest_hold_off,
-};
+pub use restart::{History, HoldOff, Past, RestartCheck, hold_off, longest_hold_off};
 pub use verdict::Verdict;

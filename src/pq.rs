@@ -8,7 +8,7 @@ use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::fmt;
 use std::os::fd::BorrowedFd;
 use std::ptr::{self, NonNull};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use pq_sys::{PGVerbosity, PGcancel, PGconn, PGresult, PQconninfoOption};
 
@@ -122,9 +122,17 @@ impl Outcome {
 pub struct Connection {
     raw: NonNull<PGconn>,
     interest: Interest,
-    /// The last thing that the server said unasked, filled by [`on_notice`]; counted, so that it stays where
-    /// libpq knows it to be.
-    notice: Arc<Mutex<Option<Error>>>,
+    /// What the server said unasked, filled by [`on_notice`]; counted, so that it stays where libpq knows it to be.
+    notices: Arc<Mutex<Notices>>,
+}
+
+/// What a server has said unasked.
+#[derive(Default)]
+struct Notices {
+    /// Why it ends the session, or what libpq itself complains of.
+    last_words: Option<Error>,
+    /// The last notice of any other kind.
+    remark: Option<Error>,
 }
 
 // SAFETY: libpq lets one thread after the other use a connection, as long as no two do at the same time (chapter
@@ -146,8 +154,8 @@ impl Connection {
         // as long as this value, and so as long as the connection.
         unsafe {
             let raw = connection.raw.as_ptr();
-            let notice = Arc::as_ptr(&connection.notice).cast_mut().cast();
-            pq_sys::PQsetNoticeReceiver(raw, Some(on_notice), notice);
+            let notices = Arc::as_ptr(&connection.notices).cast_mut().cast();
+            pq_sys::PQsetNoticeReceiver(raw, Some(on_notice), notices);
             // Only so does the SQLSTATE of a refused start-up appear, in the text of the message.
             pq_sys::PQsetErrorVerbosity(raw, PGVerbosity::PQERRORS_VERBOSE);
         }
@@ -171,7 +179,7 @@ impl Connection {
             raw,
             // Before the first PQconnectPoll the manual wants it polled as if that had asked to write.
             interest: Interest::Write,
-            notice: Arc::default(),
+            notices: Arc::default(),
         })
     }
 
@@ -378,14 +386,22 @@ impl Connection {
 
     /// Why the server ends the session, if it has said so.
     pub fn take_notice(&self) -> Option<Error> {
-        let mut notice = self.notice.lock().unwrap_or_else(PoisonError::into_inner);
-        notice.take()
+        self.notices().last_words.take()
+    }
+
+    /// What else the server has said unasked since this was asked last; only the end of that, if it was more.
+    pub fn take_remark(&self) -> Option<Error> {
+        self.notices().remark.take()
+    }
+
+    fn notices(&self) -> MutexGuard<'_, Notices> {
+        self.notices.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What libpq has to say about a message of the server's that nothing was asked for, and that it passed over.
     pub fn take_complaint(&self) -> Option<Error> {
-        let mut notice = self.notice.lock().unwrap_or_else(PoisonError::into_inner);
-        notice.take_if(|notice| notice.sqlstate.is_none())
+        let last_words = &mut self.notices().last_words;
+        last_words.take_if(|notice| notice.sqlstate.is_none())
     }
 
     /// The last error, with libpq's newline trimmed.
@@ -663,7 +679,7 @@ unsafe fn text(raw: *const c_char) -> Option<String> {
 /// would print all that the server says on standard error, which is the command's.
 unsafe extern "C" fn on_notice(context: *mut c_void, notice: *const PGresult) {
     // SAFETY: the context is the place that `Connection::start` named, which outlives the connection.
-    let place = unsafe { &*context.cast::<Mutex<Option<Error>>>() };
+    let place = unsafe { &*context.cast::<Mutex<Notices>>() };
     if let Some(raw) = NonNull::new(notice.cast_mut()) {
         // libpq clears the result itself.
         let result = std::mem::ManuallyDrop::new(QueryResult(raw));
@@ -675,10 +691,12 @@ unsafe extern "C" fn on_notice(context: *mut c_void, notice: *const PGresult) {
         };
         let mut place = place.lock().unwrap_or_else(PoisonError::into_inner);
         if ends_session {
-            *place = Some(error);
-        } else if error.sqlstate.is_none() && place.is_none() {
+            place.last_words = Some(error);
+        } else if error.sqlstate.is_some() {
+            place.remark = Some(error);
+        } else if place.last_words.is_none() {
             // libpq's own. Why the session ends is worth more.
-            *place = Some(error);
+            place.last_words = Some(error);
         }
     }
 }

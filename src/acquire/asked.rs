@@ -27,6 +27,8 @@ pub enum Asked {
     Rollback,
     /// For a sign of life.
     Renew(Query<()>),
+    /// For the standbys that the server waits for.
+    Standbys(Query<String>),
 }
 
 /// What an answer has brought.
@@ -78,7 +80,8 @@ impl Asked {
                 Self::Verdict(query, LockScope::Session)
             }
             Question::Rollback => Self::Rollback,
-            Question::Renew => Self::Renew(Query::sign_of_life()),
+            Question::Renew => Self::Renew(request.renew_query()),
+            Question::Standbys => Self::Standbys(LockRequest::standbys_query()),
             Question::Age { scope } => Self::Age(request.age_query(dialect, scope)?),
             Question::Holders => Self::Holders(holders::query(dialect, Some(request))?),
             Question::Token => Self::Token(LockRequest::token_query()),
@@ -97,6 +100,7 @@ impl Asked {
             Self::Token(query) => query.sql(),
             Self::Rollback => c"rollback",
             Self::Renew(query) => query.sql(),
+            Self::Standbys(query) => query.sql(),
         }
     }
 
@@ -154,6 +158,8 @@ impl Asked {
                 Err(Unanswered::Refused(error)) => return refused(&error, None).into(),
                 Err(Unanswered::Senseless(_)) => Answer::Listing { is_standby: None },
             },
+            // It is only a courtesy.
+            Self::Standbys(query) => Answer::Standbys(query.read(outcomes).ok()),
             Self::Rollback => Answer::Any,
             Self::Renew(query) => match query.read(outcomes) {
                 Ok(()) => Answer::Any,
@@ -176,6 +182,11 @@ fn refused(error: &Error, can_do_without: Option<Dispensable>) -> Event {
         error: host_error(error),
         can_do_without,
     })
+}
+
+/// That replication has not confirmed what is asked, as the server remarks.
+pub fn unconfirmed(remark: &Error) -> Event {
+    refused(remark, None)
 }
 
 /// That the session is closed, for this reason.

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use super::asked::{Asked, Reading, lost};
+use super::asked::{Asked, Reading, lost, unconfirmed};
 use super::state::{Answer, Event, Question, Verdict};
 use crate::cli::config::Config;
 use crate::guardian::{Guardian, LONG_WAY};
@@ -56,6 +56,7 @@ impl<'a> Exchange<'a> {
                 slots: config.slots,
                 settings: SessionSettings::new(config.terms.map(|terms| terms.ttl())),
                 fence: config.fence,
+                sync: config.sync,
             },
             shared: SharedState::new()?,
             guardian: None,
@@ -99,11 +100,13 @@ impl<'a> Exchange<'a> {
             let lease = terms.map(|terms| Lease::new(terms, asked));
             self.shared.set_deadline(lease.map(|lease| lease.kill_at()));
         }
-        let signals = self.signals;
+        let (signals, config) = (self.signals, self.config);
         let session = match self.session() {
             Ok(session) => session,
             Err(error) => return lost(&error),
         };
+        // What the server has remarked before is not about this.
+        session.connection().take_remark();
         if matches!(question, Question::Holders | Question::Listing) {
             session.allow_table();
         }
@@ -123,7 +126,11 @@ impl<'a> Exchange<'a> {
             };
             match next_event(session, signals, answer_by) {
                 Ok(session::Event::Answered(outcomes)) => {
-                    let event = self.read(&outcomes);
+                    let remark = session.connection().take_remark();
+                    let event = match remark.filter(|_| question.is_confirmed() && config.sync) {
+                        Some(remark) => unconfirmed(&remark),
+                        None => self.read(&outcomes),
+                    };
                     self.beside = None;
                     return event;
                 }

@@ -56,6 +56,8 @@ pub struct Plan {
     pub ttl: Option<Duration>,
     /// Whether each holder gets a fencing token.
     pub fence: bool,
+    /// Whether what is taken counts only when replication has confirmed it.
+    pub sync: bool,
     /// Whether more is said, such as who holds a lock that is not obtained.
     pub verbose: bool,
 }
@@ -133,6 +135,8 @@ pub enum Question {
     Token,
     /// For a sign of the server.
     Renew,
+    /// Which standbys confirm what is asked.
+    Standbys,
     /// Who holds the lock and who waits for it, or any lock.
     Listing,
 }
@@ -148,7 +152,21 @@ impl Question {
             | Self::Holders
             | Self::Token
             | Self::Renew
+            | Self::Standbys
             | Self::Listing => Duration::ZERO,
+        }
+    }
+
+    /// Whether it is answered only when replication has confirmed it, where that is wanted.
+    pub fn is_confirmed(self) -> bool {
+        match self {
+            Self::Try { .. } | Self::Wait { .. } | Self::Renew => true,
+            Self::Rollback
+            | Self::Age { .. }
+            | Self::Holders
+            | Self::Token
+            | Self::Standbys
+            | Self::Listing => false,
         }
     }
 
@@ -161,7 +179,8 @@ impl Question {
             | Self::Age { .. }
             | Self::Holders
             | Self::Renew => true,
-            Self::Token | Self::Listing => false,
+            // The lease began with what was asked before.
+            Self::Token | Self::Standbys | Self::Listing => false,
         }
     }
 }
@@ -212,6 +231,8 @@ pub enum Answer {
         /// Whether it is that of a standby, whose locks are its own; `None` if it is none.
         is_standby: Option<bool>,
     },
+    /// To [`Question::Standbys`], if it is one; empty where there are none.
+    Standbys(Option<String>),
     /// To [`Question::Rollback`], be it an error, or to [`Question::Renew`].
     Any,
 }
@@ -389,6 +410,8 @@ pub enum Line {
         /// Whether it was promoted.
         is_promotion: bool,
     },
+    /// The server waits for no standby to confirm anything.
+    NoStandbys,
     /// Who holds the lock.
     HeldBy(String),
     /// How the lock is held.
@@ -408,9 +431,11 @@ impl Line {
     /// Whether it is for `--verbose` only.
     pub fn is_detail(&self) -> bool {
         match self {
-            Self::Connected { .. } | Self::Refused(..) | Self::HeldBy(_) | Self::Held { .. } => {
-                true
-            }
+            Self::Connected { .. }
+            | Self::Refused(..)
+            | Self::NoStandbys
+            | Self::HeldBy(_)
+            | Self::Held { .. } => true,
             Self::Connecting(_)
             | Self::Obtaining(_)
             | Self::TryingAgain(_)
@@ -450,6 +475,10 @@ impl fmt::Display for Line {
                     time.as_secs_f64()
                 )
             }
+            Self::NoStandbys => f.write_str(
+                "The server has no synchronous standby (synchronous_standby_names is empty): what it confirms, it \
+                 confirms alone.",
+            ),
             Self::HeldBy(holder) => write!(f, "Held by {holder}."),
             Self::Held {
                 shared,
@@ -593,6 +622,8 @@ pub struct State {
     held: bool,
     /// Whether it would be, but for its fencing token.
     wants_token: bool,
+    /// Whether it is to be asked yet which standbys confirm it.
+    wants_standbys: bool,
     token: Option<u64>,
     lines: Vec<Line>,
 }
@@ -626,6 +657,7 @@ impl State {
             sent: start,
             held: false,
             wants_token: false,
+            wants_standbys: false,
             token: None,
             lines: Vec::new(),
         }
@@ -770,6 +802,12 @@ impl State {
                 None => self.unexpected(),
             },
             (Answer::Any, Question::Renew) => self.take(),
+            (Answer::Standbys(names), Question::Standbys) => {
+                if names.is_some_and(|names| names.trim().is_empty()) {
+                    self.say(Line::NoStandbys);
+                }
+                self.complete(at)
+            }
             (
                 Answer::Verdict(_),
                 Question::Rollback
@@ -777,6 +815,7 @@ impl State {
                 | Question::Holders
                 | Question::Token
                 | Question::Renew
+                | Question::Standbys
                 | Question::Listing,
             )
             | (
@@ -787,6 +826,7 @@ impl State {
                 | Question::Holders
                 | Question::Token
                 | Question::Renew
+                | Question::Standbys
                 | Question::Listing,
             )
             | (
@@ -797,6 +837,7 @@ impl State {
                 | Question::Age { .. }
                 | Question::Token
                 | Question::Renew
+                | Question::Standbys
                 | Question::Listing,
             )
             | (
@@ -807,6 +848,7 @@ impl State {
                 | Question::Age { .. }
                 | Question::Holders
                 | Question::Renew
+                | Question::Standbys
                 | Question::Listing,
             )
             | (
@@ -817,7 +859,8 @@ impl State {
                 | Question::Age { .. }
                 | Question::Holders
                 | Question::Token
-                | Question::Renew,
+                | Question::Renew
+                | Question::Standbys,
             )
             | (
                 Answer::Any,
@@ -826,6 +869,18 @@ impl State {
                 | Question::Age { .. }
                 | Question::Holders
                 | Question::Token
+                | Question::Standbys
+                | Question::Listing,
+            )
+            | (
+                Answer::Standbys(_),
+                Question::Try { .. }
+                | Question::Wait { .. }
+                | Question::Rollback
+                | Question::Age { .. }
+                | Question::Holders
+                | Question::Token
+                | Question::Renew
                 | Question::Listing,
             ) => self.unexpected(),
         }
@@ -866,7 +921,9 @@ impl State {
                             .of("the server gave no sign that the lock is held");
                         self.fail(AttemptError::Host(error), at)
                     }
-                    Question::Rollback | Question::Holders => self.unexpected(),
+                    Question::Rollback | Question::Holders | Question::Standbys => {
+                        self.unexpected()
+                    }
                 }
             }
             Phase::Ready
@@ -913,6 +970,7 @@ impl State {
                 | Question::Age { .. }
                 | Question::Token
                 | Question::Renew
+                | Question::Standbys
                 | Question::Listing,
             ) => self.fail(
                 AttemptError::Host(HostError {
@@ -969,6 +1027,7 @@ impl State {
                     | Question::Age { .. }
                     | Question::Token
                     | Question::Renew
+                    | Question::Standbys
                     | Question::Listing => maybe_later(self.no_answer(at.now)),
                 };
                 // It may be at it yet, with the lock held: without a client it would only notice in the end.
@@ -1000,6 +1059,7 @@ impl State {
                 | Question::Age { .. }
                 | Question::Token
                 | Question::Renew
+                | Question::Standbys
                 | Question::Listing,
             ) => {
                 let what = if is_statement_mode {
@@ -1281,6 +1341,13 @@ impl State {
                 None => self.name_holders(at),
             },
             Reply::Verdict(Verdict::RecentlyRestarted) => self.hold_off(at),
+            Reply::Verdict(Verdict::Pooled) if self.plan.sync => self.stop(
+                failed(
+                    "--sync takes a session of one's own, and a pooler is in between: in the open transaction that \
+                     the lock would be bound to nothing is ever confirmed",
+                ),
+                at,
+            ),
             Reply::Verdict(Verdict::Pooled) => match self.scope {
                 LockScope::Session => {
                     self.scope = LockScope::Transaction;
@@ -1408,6 +1475,7 @@ impl State {
     /// The lock is granted.
     fn granted(&mut self, token: Option<u64>, at: &mut At) -> Order {
         self.held = true;
+        self.wants_standbys = self.plan.sync && self.plan.verbose;
         self.token = token;
         if self.plan.fence && token.is_none() {
             self.connect_beside(at)
@@ -1419,6 +1487,9 @@ impl State {
     /// All is there. An answer that was long under way, in a pool's queue say, leaves little of the lease: one more sign of
     /// the server, and it is whole.
     fn complete(&mut self, at: &At) -> Order {
+        if mem::take(&mut self.wants_standbys) {
+            return self.ask(Question::Standbys, at);
+        }
         match self.plan.ttl {
             Some(ttl) if at.now > self.sent + ttl / 3 => self.ask(Question::Renew, at),
             Some(_) | None => self.take(),

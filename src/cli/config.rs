@@ -58,6 +58,8 @@ pub struct Config {
     pub kill_on_loss: bool,
     /// Whether the command gets a fencing token.
     pub fence: bool,
+    /// Whether a sign of the server counts only when replication has confirmed it.
+    pub sync: bool,
     /// How much to say.
     pub verbosity: Verbosity,
     /// The variables that look like pglock's own and are not.
@@ -156,6 +158,7 @@ pub fn read(
     given.exclude(Id::Quiet, Id::Verbose)?;
     given.exclude(Id::Lockname, Id::Lockid)?;
     given.check_slots()?;
+    given.check_sync()?;
     given.check_command(&command)?;
     let password = environment
         .iter()
@@ -358,6 +361,18 @@ impl AllGiven {
         Ok(())
     }
 
+    /// What is confirmed are the signs that keep the lease.
+    fn check_sync(&self) -> Result<(), UsageError> {
+        if self.is_given(Id::Sync) && self.number::<u64>(Id::Ttl)? == 0 {
+            return Err(UsageError(format!(
+                "{} and {} exclude each other: without a lease no sign of the server counts",
+                self.origin(Id::Sync),
+                self.origin(Id::Ttl)
+            )));
+        }
+        Ok(())
+    }
+
     /// The lease, if there is one and it can be kept.
     fn terms(&self) -> Result<Option<Terms>, UsageError> {
         let ttl = Duration::from_secs(self.number(Id::Ttl)?);
@@ -424,6 +439,7 @@ impl AllGiven {
             grace: Duration::from_secs(self.number(Id::Grace)?),
             kill_on_loss: !self.continues_on_loss(),
             fence: self.is_given(Id::Fence),
+            sync: self.is_given(Id::Sync),
             verbosity: if self.is_given(Id::Quiet) {
                 Verbosity::Quiet
             } else if self.is_given(Id::Verbose) {

@@ -101,6 +101,7 @@ pub enum Id {
     Grace,
     OnLoss,
     Fence,
+    Sync,
     ConnectTimeout,
     Status,
     Quiet,
@@ -317,6 +318,15 @@ pub const FLAGS: &[Flag] = &[
         value: ValueType::Switch,
         default: None,
         help: "Hand the command a fencing token in PGLOCK_TOKEN.",
+    },
+    Flag {
+        id: Id::Sync,
+        group: Group::Lease,
+        name: "sync",
+        short: None,
+        value: ValueType::Switch,
+        default: None,
+        help: "Count a sign of the server only when its synchronous standby has it too.",
     },
     Flag {
         id: Id::ConnectTimeout,

@@ -9,7 +9,7 @@ use super::holders;
 use super::keys::{Key, Name};
 use super::query::Query;
 use super::request_sql::LockRequest;
-use super::restart::{RestartCheck, history_query};
+use super::restart::RestartCheck;
 use crate::pq::Error;
 use crate::server::dialect::Dialect;
 use crate::server::session;
@@ -72,6 +72,7 @@ fn request(name: Name, shared: bool, slots: u32) -> LockRequest {
         slots,
         settings: SessionSettings::new(None),
         fence: false,
+        sync: false,
     }
 }
 
@@ -85,6 +86,14 @@ fn leased(request: &LockRequest) -> LockRequest {
 fn fenced(request: &LockRequest) -> LockRequest {
     LockRequest {
         fence: true,
+        ..request.clone()
+    }
+}
+
+/// With what is taken confirmed by replication.
+fn confirmed(request: &LockRequest) -> LockRequest {
+    LockRequest {
+        sync: true,
         ..request.clone()
     }
 }
@@ -178,6 +187,20 @@ fn show_requests(shown: &mut Shown) {
         shown.add(title, &query);
     }
     shown.add("token", &LockRequest::token_query());
+    let scope = LockScope::Session;
+    for (title, request) in [
+        ("id 1", confirmed(one)),
+        ("id 1, 3 slots", confirmed(slots)),
+        ("id 1, with a token", fenced(&confirmed(one))),
+    ] {
+        let query = attempt(&request, &made, scope, RestartCheck::None, true, false);
+        shown.add(format_args!("try: {title}, confirmed"), &query);
+        let query = request.wait_query(&made, 900, false).unwrap();
+        shown.add(format_args!("wait: {title}, confirmed"), &query);
+    }
+    shown.add("renew", &one.renew_query());
+    shown.add("renew, confirmed", &confirmed(one).renew_query());
+    shown.add("standbys", &LockRequest::standbys_query());
 }
 
 fn show_restarts(shown: &mut Shown) {
@@ -200,7 +223,7 @@ fn show_restarts(shown: &mut Shown) {
         let query = locks()[0].1.past_query(&Made { version });
         shown.add(format_args!("holder's past; version {version}"), &query);
     }
-    shown.add("history", &history_query());
+    shown.add("history", &locks()[0].1.history_query());
 }
 
 fn show_locks(shown: &mut Shown) {
@@ -234,6 +257,15 @@ fn show_locks(shown: &mut Shown) {
     for (title, lock) in locks() {
         shown.add(format_args!("holder: {title}"), &lock.holder_query(4343));
     }
+    let (title, lock) = locks()[0];
+    let lock = Lock { sync: true, ..lock };
+    let about = |what: &str| format!("{what}: {title}, confirmed");
+    shown.add(about("retake"), &lock.retake_query(&made));
+    shown.add(about("check"), &lock.check_query(&made));
+    shown.add(about("sign"), &lock.sign_query());
+    shown.add(about("history"), &lock.history_query());
+    let rename = lock.rename_query(&made, "it's").unwrap();
+    shown.add(about("rename"), &rename);
 }
 
 fn show_status(shown: &mut Shown) {

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use super::keys::{Key, OWN_DATABASE};
-use super::query::{Query, Statements};
-use super::restart::{Past, PastPlace, RestartCheck, past_query};
+use super::query::{CONFIRMED, Query, Statements};
+use super::restart::{History, Past, PastPlace, RestartCheck, history_query, past_query};
 use super::verdict::{self, Verdict, VerdictPlace};
 use crate::pq::Error;
 use crate::server::dialect::Dialect;
@@ -18,6 +18,7 @@ pub struct Lock {
     pub(super) shared: bool,
     pub(super) scope: LockScope,
     pub(super) settings: SessionSettings,
+    pub(super) sync: bool,
 }
 
 /// What the server says to an attempt to take a lock again.
@@ -47,6 +48,24 @@ impl Lock {
     /// Takes note of an error for an answer, if it is about something that can be done without.
     pub fn do_without(&mut self, error: &Error) {
         self.settings.refuse(error);
+    }
+
+    /// Whether what is said about it counts only when replication has confirmed it.
+    pub fn is_confirmed(self) -> bool {
+        self.sync
+    }
+
+    /// Asks for a sign of the server that counts.
+    pub fn sign_query(self) -> Query<()> {
+        match self.sync {
+            true => Query::confirmed_sign_of_life(),
+            false => Query::sign_of_life(),
+        }
+    }
+
+    /// Asks where the server stands; it counts as a sign.
+    pub fn history_query(self) -> Query<Option<History>> {
+        history_query(self.scope, self.sync)
     }
 
     /// Asks about the server's past.
@@ -111,7 +130,7 @@ impl Lock {
         statements.query(|_| Ok(()))
     }
 
-    /// Renames the session for people who look at the server. By a statement that needs no snapshot: one may have to be
+    /// Renames the session for people who look at the server; it counts as a sign. By a statement that needs no snapshot: one may have to be
     /// waited for, where a role's transactions are deferrable by default.
     ///
     /// # Errors
@@ -124,6 +143,10 @@ impl Lock {
         let name = dialect.quote(name)?;
         let mut statements = Statements::new();
         statements.add(format!("set {level} application_name to {name}"));
+        if self.sync {
+            statements.read_committed();
+            statements.confirm();
+        }
         Ok(statements.query(|_| Ok(())))
     }
 
@@ -183,10 +206,14 @@ impl Lock {
     }
 
     fn verdict_sql(self, dialect: &dyn Dialect, taken: &str) -> String {
+        let held = format!("'held {}'", self.key);
+        let held = match self.sync {
+            true => format!("pg_catalog.concat({held}, {CONFIRMED})"),
+            false => held,
+        };
         format!(
-            "select {}when {taken} then 'held {}' else 'busy' end",
+            "select {}when {taken} then {held} else 'busy' end",
             verdict::guards(dialect, self.scope, RestartCheck::None, self.settings),
-            self.key
         )
     }
 }
@@ -203,6 +230,7 @@ mod tests {
             shared,
             scope,
             settings: SessionSettings::new(None),
+            sync: false,
         }
     }
 

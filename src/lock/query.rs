@@ -16,6 +16,13 @@ use crate::sys;
 /// that of the query, or behind a pooler with the one that is open, so that the pool's next client never meets it.
 const PATH: &str = "set local search_path to pg_catalog, pg_temp";
 
+/// To be selected: an empty text, and a commit that replication has confirmed, and so flushed, before it is answered. A commit
+/// that wrote nothing would be neither: so a message is written. What a role or a database has for `synchronous_commit` counts
+/// only where it is stronger.
+pub const CONFIRMED: &str = "pg_catalog.left(pg_catalog.pg_logical_emit_message(true, 'pglock', '')::text, 0), \
+     case when pg_catalog.current_setting('synchronous_commit') <> 'remote_apply' then pg_catalog.left(\
+     pg_catalog.set_config('synchronous_commit', 'on', true), 0) end";
+
 /// A question whose answer is an `A`.
 pub struct Query<A> {
     sql: CString,
@@ -77,6 +84,14 @@ impl Query<()> {
             read: Box::new(|answer| answer.complete()),
         }
     }
+
+    /// Asks for a sign of life that replication has confirmed.
+    pub fn confirmed_sign_of_life() -> Self {
+        let mut statements = Statements::new();
+        statements.read_committed();
+        statements.confirm();
+        statements.query(|_| Ok(()))
+    }
 }
 
 /// The statements of a query that is being written.
@@ -97,6 +112,17 @@ impl Statements {
         let place = Place(self.0.len());
         self.0.push(statement.into());
         place
+    }
+
+    /// Begins a transaction of its own at the level at which a statement need not wait for its snapshot, whatever a role
+    /// has for its default.
+    pub fn read_committed(&mut self) {
+        self.add("set transaction isolation level read committed");
+    }
+
+    /// Adds one that has all of it confirmed by replication.
+    pub fn confirm(&mut self) {
+        self.add(format!("select pg_catalog.concat({CONFIRMED})"));
     }
 
     /// The query, and how its answer is read if none of its statements is refused.

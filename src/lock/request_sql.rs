@@ -6,7 +6,7 @@
 
 use super::held_sql::Lock;
 use super::keys::{CompanionKey, Key, Name, OWN_DATABASE};
-use super::query::{Query, Statements};
+use super::query::{CONFIRMED, Query, Statements};
 use super::restart::RestartCheck;
 use super::verdict::{self, Verdict, VerdictPlace};
 use crate::pq::Error;
@@ -27,10 +27,7 @@ pub const TURN: u32 = 900;
 const SETTLE: &str = "0.06";
 
 /// See [`LockRequest::token_query`].
-const TOKEN: &str = "pg_catalog.concat(pg_catalog.txid_current(), \
-     pg_catalog.left(pg_catalog.pg_logical_emit_message(true, 'pglock', '')::text, 0), \
-     case when pg_catalog.current_setting('synchronous_commit') = 'off' then pg_catalog.left(\
-     pg_catalog.set_config('synchronous_commit', 'local', true), 0) end)";
+const TOKEN: &str = "pg_catalog.txid_current()";
 
 /// A lock that is wanted, and how it is to be held.
 #[derive(Clone, Debug)]
@@ -45,6 +42,8 @@ pub struct LockRequest {
     pub settings: SessionSettings,
     /// Whether each holder gets a fencing token.
     pub fence: bool,
+    /// Whether what is taken counts only when replication has confirmed it.
+    pub sync: bool,
 }
 
 impl LockRequest {
@@ -55,6 +54,7 @@ impl LockRequest {
             shared: self.shared,
             scope,
             settings: self.settings,
+            sync: self.sync,
         }
     }
 
@@ -273,16 +273,37 @@ impl LockRequest {
     }
 
     /// Takes a fencing token, in a transaction of its own: the transaction's number is larger than that of
-    /// any earlier holder, for it is assigned while the lock is held. The message makes the commit one
-    /// that is flushed to disk.
+    /// any earlier holder, for it is assigned while the lock is held. It counts when it is on disk, and where replication is
+    /// synchronous on that of the standby, so that it goes on from there.
     pub fn token_query() -> Query<u64> {
         let mut statements = Statements::new();
-        let token = statements.add(format!("select {TOKEN}"));
+        let token = statements.add(format!("select pg_catalog.concat({TOKEN}, {CONFIRMED})"));
         statements.query(move |answer| {
             let token = answer.field(token, 0);
             token
                 .and_then(|token| token.parse().ok())
                 .ok_or("the server gave no fencing token")
+        })
+    }
+
+    /// Asks for a sign of the server that counts.
+    pub fn renew_query(&self) -> Query<()> {
+        match self.sync {
+            true => Query::confirmed_sign_of_life(),
+            false => Query::sign_of_life(),
+        }
+    }
+
+    /// Asks which standbys the server waits for, in its own words; empty where it waits for none.
+    pub fn standbys_query() -> Query<String> {
+        let mut statements = Statements::new();
+        let names =
+            statements.add("select pg_catalog.current_setting('synchronous_standby_names')");
+        statements.query(move |answer| {
+            let names = answer.field(names, 0);
+            names
+                .map(str::to_owned)
+                .ok_or("the server does not say which standbys it waits for")
         })
     }
 
@@ -351,8 +372,9 @@ impl LockRequest {
         let key = self.key_sql(dialect, slot)?;
         Ok(match &self.name {
             _ if self.fence && scope == LockScope::Session => {
-                format!("pg_catalog.concat('held ', {key}, ' ', {TOKEN})")
+                format!("pg_catalog.concat('held ', {key}, ' ', {TOKEN}, {CONFIRMED})")
             }
+            _ if self.sync => format!("pg_catalog.concat('held ', {key}, {CONFIRMED})"),
             Name::Id(id) if self.slots == 1 => format!("'held {id}'"),
             _ => format!("pg_catalog.concat('held ', {key})"),
         })

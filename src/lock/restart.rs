@@ -264,10 +264,19 @@ impl History {
     }
 }
 
-/// Asks where the server stands.
-pub fn history_query() -> Query<Option<History>> {
+/// Asks where the server stands, on a session that is idle or in the transaction that the lock is bound to; `confirmed` by
+/// replication or not.
+pub fn history_query(scope: LockScope, confirmed: bool) -> Query<Option<History>> {
     let mut statements = Statements::new();
+    match scope {
+        LockScope::Session => statements.read_committed(),
+        // So is that transaction.
+        LockScope::Transaction => {}
+    }
     let place = statements.add(format!("select {}", History::columns()));
+    if confirmed {
+        statements.confirm();
+    }
     statements.query(move |answer| Ok(History::read(answer, place, 0)))
 }
 
@@ -402,6 +411,7 @@ mod tests {
             slots: 1,
             settings: SessionSettings::new(Some(Duration::from_secs(15))),
             fence: false,
+            sync: false,
         };
         let unexpected = || Err(Unanswered::Senseless(UNEXPECTED));
         let told = |time, is_held, is_promotion| {

@@ -143,6 +143,7 @@ mod tests {
             slots,
             settings: SessionSettings::new(None),
             fence: false,
+            sync: false,
         }
     }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::reason::loss;
 use super::state::{Answer, Event, Question, Retake};
-use crate::lock::{self, History, Lock, Past, Query, Retaken, Unanswered, Verdict};
+use crate::lock::{History, Lock, Past, Query, Retaken, Unanswered, Verdict};
 use crate::pq::{Error, Outcome};
 use crate::server::dialect::Dialect;
 
@@ -37,13 +37,13 @@ impl Asked {
     ) -> Self {
         match question {
             // Every question is a sign of life; with nothing to ask an empty one will do.
-            Question::Beat => Self::Sign(Query::sign_of_life()),
+            Question::Beat => Self::Sign(lock.sign_query()),
             Question::Rename => {
                 let rename = name.and_then(|name| lock.rename_query(dialect, name).ok());
-                Self::Sign(rename.unwrap_or_else(Query::sign_of_life))
+                Self::Sign(rename.unwrap_or_else(|| lock.sign_query()))
             }
             Question::Retake => Self::Retake(lock.retake_query(dialect)),
-            Question::History => Self::History(lock::history_query()),
+            Question::History => Self::History(lock.history_query()),
             Question::Past => Self::Past(lock.past_query(dialect)),
             Question::Holder => Self::Holder(lock.holder_query(backend)),
             Question::Evict => Self::Retake(lock.evict_query(dialect, backend)),
@@ -105,7 +105,7 @@ impl Asked {
             Ok(answer) => Event::Answered(answer),
             Err(unanswered) => {
                 let error = Error::from(unanswered);
-                Event::SessionLost(loss(&error), error.message)
+                Event::SessionLost(loss(&error, lock.is_confirmed()), error.message)
             }
         }
     }

@@ -223,7 +223,19 @@ impl Supervisor<'_> {
     /// The session is closed.
     pub(super) fn lost(&mut self, error: &pq::Error) -> Event {
         self.wire = Wire::None;
-        Event::SessionLost(loss(error), error.message.clone())
+        Event::SessionLost(loss(error, self.lock.is_confirmed()), error.message.clone())
+    }
+
+    /// What the server has said beside its answer, where that is to be confirmed by replication: a wait for that which was
+    /// broken off is answered, too, but with a warning.
+    fn remark(&self) -> Option<String> {
+        let Wire::Up(session, _) = &self.wire else {
+            return None;
+        };
+        let remark = session.connection().take_remark();
+        remark
+            .filter(|_| self.lock.is_confirmed())
+            .map(|remark| remark.to_string())
     }
 
     /// Reads an answer to what was asked.
@@ -233,7 +245,10 @@ impl Supervisor<'_> {
         {
             self.say_unguarded(&error);
         }
-        let event = asked.read(outcomes, &mut self.lock);
+        let event = match self.remark() {
+            Some(remark) => Event::Answered(Answer::Unconfirmed(remark)),
+            None => asked.read(outcomes, &mut self.lock),
+        };
         if let Event::SessionLost(..) = event {
             self.wire = Wire::None;
         } else if let (Event::Answered(Answer::Retake(Retake::Held(_))), Wire::Up(session, _)) =

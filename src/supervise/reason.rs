@@ -5,10 +5,15 @@ use crate::pq::Error;
 
 /// What the reason why a session is closed says of others. A server that ends all of them at once, in a crash or an
 /// immediate shutdown, says so by a warning; the error that a session ends with is that of an administrator's
-/// `pg_terminate_backend`, too.
-pub fn loss(error: &Error) -> Loss {
+/// `pg_terminate_backend`, too. Where sessions wait for replication, `confirmed`, one that is ended meanwhile says that by a
+/// warning as well (PostgreSQL's syncrep.c).
+pub fn loss(error: &Error, confirmed: bool) -> Loss {
     // admin_shutdown, crash_shutdown.
-    let speaks_of_all = matches!(error.sqlstate.as_deref(), Some("57P01" | "57P02"));
+    let speaks_of_all = match error.sqlstate.as_deref() {
+        Some("57P01") => !confirmed,
+        Some("57P02") => true,
+        _ => false,
+    };
     if error.is_warning && speaks_of_all {
         Loss::All
     } else if error.sqlstate.is_some() {
@@ -66,7 +71,13 @@ mod tests {
             ("01000", true, Loss::One),
             ("", false, Loss::Cut),
         ] {
-            assert_eq!(loss(&error(sqlstate, is_warning, "")), meant, "{sqlstate}");
+            let error = error(sqlstate, is_warning, "");
+            assert_eq!(loss(&error, false), meant, "{sqlstate}");
+            let meant = match sqlstate {
+                "57P01" => Loss::One,
+                _ => meant,
+            };
+            assert_eq!(loss(&error, true), meant, "{sqlstate}");
         }
     }
 

@@ -161,7 +161,7 @@ pub enum Retake {
 }
 
 /// An answer of the server, to what [`Link::Asked`] says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
     /// To [`Question::Beat`], [`Question::Rename`] or [`Question::Lift`]: any.
     Alive,
@@ -175,6 +175,8 @@ pub enum Answer {
     Holder(Option<Duration>),
     /// To [`Question::Check`]: whether the lock is held.
     Check(bool),
+    /// To any, where it was to be confirmed by replication and was not; and why.
+    Unconfirmed(String),
 }
 
 /// What happens.
@@ -452,6 +454,8 @@ pub struct State {
     learn_at: Option<Moment>,
     /// Where the server stands that holds the lock, or held it last.
     history: Option<History>,
+    /// When to ask again what was not confirmed.
+    ask_again_at: Moment,
     /// Where the next attempt to reach a server goes, or the last has gone.
     place: u32,
     /// When the next round through the places may begin, as far as this one tells.
@@ -502,6 +506,7 @@ impl State {
             rename_at: policy.rename.then(|| now + SETTLED),
             learn_at: policy.terms.map(|_| now + SETTLED),
             history: None,
+            ask_again_at: Moment::FIRST,
             place: 0,
             next_round_at: now,
             is_silent: true,
@@ -693,12 +698,13 @@ impl State {
             Stage::Running | Stage::Terminating(_) => {
                 let beat_at = self.lease().map(|lease| lease.beat_at());
                 let questions = [beat_at, self.rename_at, self.learn_at];
-                questions.into_iter().flatten().min()
+                let due_at = questions.into_iter().flatten().min();
+                due_at.map(|due_at| due_at.max(self.ask_again_at))
             }
             Stage::Frozen | Stage::Killed(_) | Stage::Suspended => None,
             // At once.
             Stage::Suspending(_) | Stage::Resuming(_) => {
-                self.ended.is_none().then_some(Moment::FIRST)
+                self.ended.is_none().then_some(self.ask_again_at)
             }
         }
     }
@@ -1074,7 +1080,26 @@ impl State {
             }
             Answer::Holder(age) => self.holder_known(age, now),
             Answer::Check(is_held) => self.checked(is_held, sent, now),
+            Answer::Unconfirmed(reason) => self.unconfirmed(question, reason, now),
         }
+    }
+
+    /// The server has answered alone: to a lease that is no answer.
+    fn unconfirmed(&mut self, question: Question, reason: String, now: Moment) {
+        match question {
+            Question::Beat
+            | Question::Rename
+            | Question::History
+            | Question::Lift
+            | Question::Check => {
+                self.ask_again_at = now + RETRY;
+            }
+            // It may be held or not: the session goes.
+            Question::Retake | Question::Past | Question::Holder | Question::Evict => {
+                self.retake_answered(Retake::NotReady, now, now);
+            }
+        }
+        self.reason = Some(reason);
     }
 
     /// The server has answered a message sent at this moment.

@@ -7,6 +7,7 @@ use nix::sys::signal::Signal;
 use crate::support::cluster::{self, follow, grow_old, lists, primary, promote, standby};
 use crate::support::pgbouncer::Pgbouncer;
 use crate::support::pty::Pty;
+use crate::support::wait::within;
 use crate::support::*;
 
 /// How long newcomers to a promoted server hold off here.
@@ -449,6 +450,141 @@ fn a_holder_that_was_stopped_by_its_user_does_not_come_back_after_a_promotion() 
     pty.expect("the lock is lost");
     pty.prompt();
     assert_eq!(pty.run("echo $?").trim(), "124");
+}
+
+/// A rig whose primary waits for its standby.
+fn synchronous() -> Rig {
+    let rig = Rig::new();
+    rig.primary
+        .psql("create role loose login; alter role loose set synchronous_commit = local");
+    rig.primary
+        .psql("alter system set synchronous_standby_names = 'standby'");
+    rig.primary.psql("select pg_reload_conf()");
+    let state = "select sync_state from pg_stat_replication";
+    eventually("replication is synchronous", PATIENCE, || {
+        (rig.primary.psql(state) == "sync").then_some(())
+    });
+    rig
+}
+
+#[test]
+fn where_replication_confirms_each_sign_two_never_run_at_once() {
+    let rig = synchronous();
+    let confirmed = |servers: &[&Server]| {
+        let pglock = rig.on(servers).flags(["--ttl", "6", "--grace", "1"]);
+        pglock.flags(["--sync", "--connect-timeout", "60"])
+    };
+    let both = [&rig.primary, &rig.standby];
+    let mut holder = rig.holder(confirmed(&both));
+    let waiter = rig.short(confirmed(&both).flag("--block"));
+    eventually("one waits", PATIENCE, || {
+        (!rig.primary.waiters(1).is_empty()).then_some(())
+    });
+    assert_alive(&mut holder);
+    rig.go(Going::SplitBrain);
+    let newcomer = rig.short(confirmed(&[&rig.standby]).flags(["--wait", "60"]));
+    let other = rig.short(
+        rig.on(&[&rig.standby])
+            .flags(["--ttl", "6", "--grace", "1"]),
+    );
+    // Of those who knock at the old primary nobody gets through.
+    let old = confirmed(&[&rig.primary]).flags(["--connect-timeout", "4"]);
+    let old = old.flags(["--lockid", "2"]).command(["true"]).run();
+    old.assert_failed(&["no answer from the server"]);
+    let output = holder_end(holder);
+    output.assert_status(124);
+    for output in [newcomer.wait(), other.wait()] {
+        output.assert_status(0);
+        assert!(output.stderr().contains(PROMOTED), "{}", output.report());
+    }
+    rig.assert_no_overlap();
+    // The waiter still waits at the old one, whose server it has no reason to leave.
+    drop(waiter);
+}
+
+#[test]
+fn a_confirmed_lock_moves_to_the_promoted_server() {
+    let rig = synchronous();
+    let mut holder = rig.holder(rig.both().flag("--sync"));
+    let newcomer = rig.on(&[&rig.standby]).flags(["--sync", "--wait", "100"]);
+    rig.go(Going::Crash);
+    let newcomer = rig.short(newcomer);
+    holder.wait_for_line(RETAKEN);
+    assert_alive(&mut holder);
+    holder.finish().assert_status(0);
+    newcomer.wait().assert_status(0);
+    rig.assert_no_overlap();
+}
+
+#[test]
+fn a_wait_for_the_standby_that_is_broken_off_is_no_answer() {
+    let rig = synchronous();
+    let pglock = rig.both().flags(["--ttl", "6", "--grace", "1", "--sync"]);
+    let holder = rig.holder(pglock);
+    let pid = rig.primary.holders(1)[0];
+    rig.standby.freeze();
+    let cancel = format!(
+        "select pg_cancel_backend({pid}) from pg_stat_activity where pid = {pid} and wait_event = 'SyncRep'"
+    );
+    let lost = within(PATIENCE, || {
+        rig.primary.psql(&cancel);
+        holder.stderr().contains("the lock is lost").then_some(())
+    });
+    assert!(lost.is_some(), "{}", holder.stderr());
+    let output = holder_end(holder);
+    output.assert_status(124);
+    assert!(
+        output
+            .stderr()
+            .contains("canceling wait for synchronous replication"),
+        "{}",
+        output.report()
+    );
+    rig.standby.thaw();
+}
+
+#[test]
+fn what_is_to_be_confirmed_is_whatever_the_role_has_set() {
+    let rig = synchronous();
+    let loose = |flags: &[&str]| {
+        let pglock = rig.on(&[&rig.primary]).flags(["--user", "loose"]);
+        pglock.flags(["--connect-timeout", "3"]).flags(flags)
+    };
+    let fenced = |servers: &[&Server]| -> u64 {
+        let pglock = rig
+            .on(servers)
+            .flags(["--user", "loose", "--fence", "--wait", "60"]);
+        let output = pglock.sh("echo $PGLOCK_TOKEN").run();
+        output.assert_status(0);
+        output.stdout().trim().parse().expect("a token")
+    };
+    let before = [0; 3].map(|_| fenced(&[&rig.primary]));
+    assert!(before.is_sorted_by(|one, next| one < next), "{before:?}");
+    rig.standby.freeze();
+    loose(&[]).command(["true"]).run().assert_status(0);
+    for flags in [&["--sync"][..], &["--fence"], &["--sync", "--fence"]] {
+        let output = loose(flags).command(["true"]).run();
+        output.assert_failed(&["no answer from the server"]);
+    }
+    rig.standby.thaw();
+    rig.go(Going::Crash);
+    let after = fenced(&[&rig.standby]);
+    assert!(after > before[2], "{before:?}, {after}");
+    // Nobody confirms anything there, and through a pooler nobody could.
+    let output = rig
+        .on(&[&rig.standby])
+        .flags(["--sync", "--verbose", "--wait", "60"])
+        .command(["true"])
+        .run();
+    output.assert_status(0);
+    assert!(
+        output
+            .stderr()
+            .contains("synchronous_standby_names is empty")
+    );
+    let pooler = Pgbouncer::new(&rig.standby, "transaction", 20, &[]);
+    let output = pooler.pglock().flag("--sync").command(["true"]).run();
+    output.assert_failed(&["--sync", "pooler"]);
 }
 
 fn holder_end(mut holder: Running) -> Output {

@@ -437,6 +437,7 @@ impl World {
             patience: Some(Duration::from_secs(10)),
             ttl: it.terms().map(Terms::ttl),
             fence: it.fence,
+            sync: false,
             verbose: it.verbose,
         };
         let request = LockRequest {
@@ -445,6 +446,7 @@ impl World {
             slots: it.slots,
             settings: SessionSettings::new(it.terms().map(Terms::ttl)),
             fence: it.fence,
+            sync: false,
         };
         it.life = Life::Acquiring(Box::new(Acquiring {
             state: acquire::State::new(plan, now),

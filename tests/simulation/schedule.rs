@@ -102,7 +102,7 @@ impl Ordered {
                 acquire::Question::Holders => Self::Holders,
                 acquire::Question::Token => Self::Token,
                 acquire::Question::Renew => Self::Renew,
-                acquire::Question::Listing => Self::Other,
+                acquire::Question::Standbys | acquire::Question::Listing => Self::Other,
             },
             Order::Pause {
                 keeps_session: true,

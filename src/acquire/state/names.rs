@@ -19,6 +19,7 @@ impl State {
                 Question::Holders => "naming holders",
                 Question::Token => "fetching token",
                 Question::Renew => "renewing",
+                Question::Standbys => "naming standbys",
                 Question::Listing => "listing",
             },
             Phase::Pausing(Pause::Turn(_)) => "before a turn",
@@ -75,6 +76,8 @@ impl Event {
                     is_standby: Some(true),
                 } => "list of a standby",
                 Answer::Listing { is_standby: None } => "no list",
+                Answer::Standbys(Some(names)) if names.is_empty() => "no standbys",
+                Answer::Standbys(_) => "standbys",
                 Answer::Any => "any answer",
             },
             Self::Refused(refusal) => match refusal.can_do_without {

@@ -25,6 +25,7 @@ fn plan() -> Plan {
         patience: Some(time(10.0)),
         ttl: Some(time(15.0)),
         fence: false,
+        sync: false,
         verbose: true,
     }
 }
@@ -152,6 +153,7 @@ fn phases() -> Vec<(&'static str, State)> {
         ("naming holders", state(Phase::Asking(Question::Holders))),
         ("fetching token", beside(Phase::Asking(Question::Token))),
         ("renewing", state(Phase::Asking(Question::Renew))),
+        ("naming standbys", state(Phase::Asking(Question::Standbys))),
         ("listing", state(Phase::Asking(Question::Listing))),
         ("before a turn", state(Phase::Pausing(Pause::Turn(false)))),
         ("before an attempt", pooled(Phase::Pausing(Pause::Attempt))),
@@ -208,6 +210,14 @@ fn events() -> Vec<(&'static str, Event)> {
             Event::Answered(Answer::Listing {
                 is_standby: Some(true),
             }),
+        ),
+        (
+            "standbys",
+            Event::Answered(Answer::Standbys(Some("any 1 (b, c)".to_owned()))),
+        ),
+        (
+            "no standbys",
+            Event::Answered(Answer::Standbys(Some(String::new()))),
         ),
         ("any answer", Event::Answered(Answer::Any)),
         ("refused", refused(false)),
@@ -280,12 +290,14 @@ fn asked(question: Question) -> String {
         Question::Holders => "holders".to_owned(),
         Question::Token => "token".to_owned(),
         Question::Renew => "renew".to_owned(),
+        Question::Standbys => "standbys".to_owned(),
         Question::Listing => "list".to_owned(),
     }
 }
 
 fn said(line: &Line) -> &'static str {
     match line {
+        Line::NoStandbys => "say no standbys",
         Line::Connecting(_) => "say connecting",
         Line::Connected { .. } => "say connected",
         Line::Obtaining(_) => "say obtaining",
@@ -830,9 +842,8 @@ fn a_signal_in_any_phase_is_the_end() {
             "{name}: {ending:?}"
         );
         let before: &[&str] = match name {
-            "trying" | "waiting" | "asking age" | "naming holders" | "renewing" | "listing" => {
-                &["withdraw", "release"]
-            }
+            "trying" | "waiting" | "asking age" | "naming holders" | "renewing"
+            | "naming standbys" | "listing" => &["withdraw", "release"],
             "trying, pooled" | "leaving a transaction" => &["withdraw", "roll back"],
             "connecting beside" => &["release"],
             "fetching token" => &["withdraw", "roll back", "release"],
@@ -1044,4 +1055,31 @@ fn how_a_lock_is_held_is_said_in_full() {
         "The lock is shared, of backend 7, with TCP keepalive of 15 s in place of a lease, which this server does not \
          have."
     );
+}
+
+#[test]
+fn what_is_to_be_confirmed_is_not_held_through_a_pooler() {
+    let plan = || Plan {
+        sync: true,
+        ..plan()
+    };
+    let mut run = Run::connected(plan());
+    let shown = run.shown(verdict(Verdict::Pooled));
+    assert!(shown.starts_with("fail: --sync takes a session"), "{shown}");
+    // Under --verbose it is said whether anybody confirms it.
+    for (names, is_said) in [(Some(""), true), (Some("b"), false), (None, false)] {
+        let mut run = Run::connected(plan());
+        assert_eq!(run.shown(verdict(Verdict::Held(None))), "ask standbys");
+        let names = names.map(str::to_owned);
+        let order = run.on(Event::Answered(Answer::Standbys(names)));
+        assert!(matches!(order, Order::End(Ending::Taken(_))), "{order:?}");
+        let said = run.lines.iter().any(|line| line.contains("confirms alone"));
+        assert_eq!(said, is_said);
+    }
+    let mut run = Run::connected(Plan {
+        verbose: false,
+        ..plan()
+    });
+    let order = run.on(verdict(Verdict::Held(None)));
+    assert!(matches!(order, Order::End(Ending::Taken(_))), "{order:?}");
 }

@@ -106,6 +106,15 @@ impl State {
                 },
             },
             Answer::History(_) => "where the server stands",
+            Answer::Unconfirmed(_) => match question {
+                Question::Beat | Question::Rename | Question::History | Question::Lift => {
+                    "answer to a beat, not confirmed"
+                }
+                Question::Check => "still held, not confirmed",
+                Question::Retake | Question::Past | Question::Holder | Question::Evict => {
+                    "retaken, not confirmed"
+                }
+            },
             Answer::Holder(Some(age)) if *age > now.since(self.heard) => "held by own old backend",
             Answer::Holder(Some(_)) => "held by a newer backend",
             Answer::Holder(None) => "held by somebody else",

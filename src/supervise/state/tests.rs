@@ -176,6 +176,21 @@ fn events() -> Vec<(&'static str, Link, Event)> {
             Event::Answered(Answer::Alive),
         ),
         (
+            "answer to a beat, not confirmed",
+            asked(Question::Beat),
+            Event::Answered(Answer::Unconfirmed("alone".to_owned())),
+        ),
+        (
+            "retaken, not confirmed",
+            asked(Question::Retake),
+            Event::Answered(Answer::Unconfirmed("alone".to_owned())),
+        ),
+        (
+            "still held, not confirmed",
+            asked(Question::Check),
+            Event::Answered(Answer::Unconfirmed("alone".to_owned())),
+        ),
+        (
             "retaken after a restart",
             asked(Question::Retake),
             retake(Retake::Held(past(1.0))),
@@ -976,4 +991,28 @@ fn where_the_server_stood_is_not_known_the_address_has_to_do() {
         let effects = state.on(retake(Retake::Held(found)), at(100.7));
         assert!(effects.contains(&Effect::Kill), "{effects:?}");
     }
+}
+
+#[test]
+fn an_answer_that_is_not_confirmed_is_none() {
+    let mut state = state(policy(15.0, 5.0));
+    let unconfirmed = || Event::Answered(Answer::Unconfirmed("no standby".to_owned()));
+    state.on(Event::Tick, at(105.0));
+    let mut now = 105.0;
+    while now < 108.7 {
+        assert_eq!(state.asked(), Some(Question::Beat));
+        // Asked again, but not without a pause.
+        assert_eq!(state.on(unconfirmed(), at(now)), []);
+        assert_eq!(state.asked(), None);
+        now += 0.1;
+        assert_eq!(state.next_deadline(at(now)), Some(at(now)));
+        state.on(Event::Tick, at(now));
+    }
+    assert_eq!(state.heard, at(HEARD));
+    let effects = state.on(Event::Tick, at(109.0));
+    let why = Why::Silence(time(9.0), Some("no standby".to_owned()));
+    assert!(
+        effects.contains(&Effect::Say(Line::Terminating(why))),
+        "{effects:?}"
+    );
 }

@@ -172,7 +172,7 @@ impl World {
                     let barrier = reason::barrier(&error, self.schedule.is_local);
                     supervise::Event::NotConnected(barrier, error.message)
                 } else {
-                    supervise::Event::SessionLost(reason::loss(&error), error.message)
+                    supervise::Event::SessionLost(reason::loss(&error, false), error.message)
                 }
             }
         };
