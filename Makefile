@@ -6,7 +6,7 @@ ifneq ($(BREW),)
 export PKG_CONFIG_PATH := $(BREW)/opt/libpq/lib/pkgconfig:$(PKG_CONFIG_PATH)
 endif
 
-.PHONY: all build static install uninstall dist setup demo test test-static bench test-versions test-matrix storm chaos fuzz \
+.PHONY: all build static install uninstall dist setup demo test test-static bench test-versions test-matrix storm chaos patroni fuzz \
 	simulate clean help
 
 prefix = $(or $(PREFIX),/usr/local)
@@ -96,6 +96,9 @@ chaos: setup
 	@PG_BIN=$$(sh tests/tools/setup.sh --pg-bin) && export PG_BIN && \
 	set -x; cargo test --locked --test chaos -- run $(ARGS)
 
+patroni: setup
+	@sh tests/tools/patroni.sh $(ARGS)
+
 fuzz: setup
 	@PG_BIN=$$(sh tests/tools/setup.sh --pg-bin) && export PG_BIN && \
 	set -x; cargo test --locked --test fuzz -- run $(ARGS)
@@ -119,6 +122,7 @@ help:
 	@echo 'make test-matrix     run all tests against each of them'
 	@echo 'make storm    a thousand invocations at once against a small server'
 	@echo 'make chaos    break everything at random for half an hour; make chaos ARGS=--help'
+	@echo 'make patroni  failovers of a real cluster, of Patroni, etcd and HAProxy, from the registries'
 	@echo 'make fuzz     bend the answers of a server in thousands of ways; make fuzz ARGS=--help'
 	@echo 'make simulate run a hundred thousand schedules of a made-up world; make simulate ARGS=--help'
 	@echo 'make setup    install what building and testing need; demo and test do that first'

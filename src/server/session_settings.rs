@@ -105,9 +105,14 @@ impl SessionSettings {
             self.refused |= 1 << bit;
             return Some(Dispensable::Setting);
         }
-        // insufficient_privilege, undefined_function, feature_not_supported.
-        let is_hidden = matches!(state, Some("42501" | "42883" | "0A000"));
-        if is_hidden && !self.hides_promotion && PAST.iter().any(|name| words.contains(name)) {
+        // insufficient_privilege, undefined_function, feature_not_supported; object_not_in_prerequisite_state is what Aurora
+        // says of some of them, by way of the setting that would let it.
+        let is_hidden = match state {
+            Some("42501" | "42883" | "0A000") => PAST.iter().any(|name| words.contains(name)),
+            Some("55000") => words.contains(&"wal_level"),
+            _ => false,
+        };
+        if is_hidden && !self.hides_promotion {
             self.hides_promotion = true;
             return Some(Dispensable::Promotion);
         }
@@ -294,6 +299,7 @@ mod tests {
                 "function pg_catalog.pg_walfile_name(pg_lsn) does not exist",
                 true,
             ),
+            ("55000", "wal_level must be set to 'logical'", true),
             ("55000", "recovery is in progress: pg_walfile_name", false),
             (
                 "42501",

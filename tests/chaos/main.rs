@@ -12,9 +12,11 @@ mod support;
 
 mod arena;
 mod book;
+mod failovers;
 mod fault;
 mod late;
 mod options;
+mod patroni;
 mod random;
 mod report;
 mod restarts;
@@ -34,6 +36,12 @@ fn main() -> ExitCode {
         "claim" | "end" => return witness::main(&words),
         "run" if words.get(1).is_some_and(|word| word == "restarts") => {
             return restarts::main(&words[2..]);
+        }
+        "run" if words.get(1).is_some_and(|word| word == "failovers") => {
+            return failovers::main(&words[2..]);
+        }
+        "run" if words.get(1).is_some_and(|word| word == "patroni") => {
+            return patroni::main(&words[2..]);
         }
         "run" => {
             return match Options::read(&words[1..]) {

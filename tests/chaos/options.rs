@@ -18,6 +18,9 @@ make chaos ARGS='[option value ...]'
   --control late        all pglocks are two seconds late with their deadlines
 make chaos ARGS='restarts [N]'
   N restarts (default 30), fast, immediate and by crash, under one command, with others at the door
+make chaos ARGS='failovers [N]'
+  N failovers (default 10) of a primary and its standby, by switchover and crash, then a third as many split brains with
+  synchronous replication and --sync, under contenders whose commands do not heed SIGTERM
 PGLOCK_BIN names another pglock than the one that was just built.";
 
 /// Whether the pglocks are sound, or made so that there must be overlaps.

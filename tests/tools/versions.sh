@@ -28,7 +28,7 @@ release() {
 # What versions differ in: settings, the lock table, restarts, tokens, standbys.
 SHORT='test(/^locks::scenarios::(a_taken|a_waiter_runs)/) | test(/^locks::locks::(sql|pglock|an_index)/)
     | test(/^locks::waiting::a_release_wakes/) | test(/^lease::lease::(a_restart|the_server_ends|tokens)/)
-    | test(/^servers::standbys::a_(standby|waiter)/) | test(/^servers::poolers::(a_fenced|nothing)/)
+    | test(/^servers::standbys::a_(standby|waiter)/) | test(/^servers::failover/) | test(/^servers::poolers::(a_fenced|nothing)/)
     | test(/^servers::lookalikes::a_setting/)'
 
 [ "$(uname -sm)" = 'Linux x86_64' ] || die 'the package has servers for Linux on x86-64 only'

@@ -932,9 +932,12 @@ fn nobody_on_a_promoted_server_can_be_the_session_of_before() {
 fn each_place_has_its_turn_and_none_waits_for_the_silence_of_another() {
     let mut state = of_three();
     let connects = |effects: &[Effect]| {
-        effects.iter().find_map(|effect| match effect {
-            Effect::Connect(place, patience) => Some((*place, patience.as_secs_f64())),
-            _ => None,
+        effects.iter().find_map(|effect| {
+            if let Effect::Connect(place, patience) = effect {
+                Some((*place, patience.as_secs_f64()))
+            } else {
+                None
+            }
         })
     };
     let share = 2.0 / 3.0;
