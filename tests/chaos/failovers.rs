@@ -109,6 +109,7 @@ pub fn run(cluster: &mut dyn Cluster, terms: Terms, kinds: &[Kind], seed: u64) -
     let mut outcome = Outcome::default();
     // The run that held the lock, from when on it was in danger, and how the failover came.
     let mut struck: Vec<(u32, Duration, String)> = Vec::new();
+    let mut whole_at = now();
     thread::scope(|scope| {
         for contender in 0..CONTENDERS {
             let (field, script) = (&field, &script);
@@ -121,12 +122,15 @@ pub fn run(cluster: &mut dyn Cluster, terms: Terms, kinds: &[Kind], seed: u64) -
             });
         }
         for (number, kind) in kinds.iter().enumerate() {
-            // Somebody holds it, and has for long enough to know where its server stands.
+            // Somebody holds it, and has for long enough to know where its server stands; one who came by it as the last
+            // server went may be about to be stopped.
             let holder = within(Duration::from_secs(terms.ttl * 4), || {
                 log.update();
                 let (run, since) = *log.claims.last()?;
                 let is_settled = now() > since + Duration::from_millis(1500);
-                (is_settled && !log.ends.contains_key(&run)).then_some(run)
+                let is_sound =
+                    since > whole_at || now() > whole_at + Duration::from_secs(terms.ttl);
+                (is_settled && is_sound && !log.ends.contains_key(&run)).then_some(run)
             });
             let begun = now();
             let how = cluster.strike(*kind);
@@ -136,6 +140,7 @@ pub fn run(cluster: &mut dyn Cluster, terms: Terms, kinds: &[Kind], seed: u64) -
                 (now() - begun).as_secs_f64()
             );
             outcome.failovers += 1;
+            whole_at = now();
             if let Some(run) = holder {
                 struck.push((run, begun, format!("{kind:?}, {how}")));
             }

@@ -110,6 +110,25 @@ fn the_line_of_cron_makes_one_backup_for_all_hosts() {
     assert_eq!(lines(&made), ["made"]);
 }
 
+#[test]
+fn a_cluster_is_given_by_all_its_hosts() {
+    let server = Server::new();
+    let host = Host::new(&server);
+    host.script("backup.sh", "echo made");
+    let blocks = blocks("bash");
+    let lines: Vec<_> = blocks.iter().flat_map(|block| block.lines()).collect();
+    assert_eq!(lines.len(), 2);
+    let dir = server.socket_dir();
+    let there = format!("/nowhere,{},/nowhere", dir.display());
+    for line in lines {
+        let line = line.replace("db1,db2,db3", &there);
+        let line = line.replace("--user ops", "--user postgres");
+        let words = ["/bin/sh", "-c", &line];
+        let output = host.pglock(&server, &words, &[]).run();
+        output.assert_status(0).assert_stdout("made\n");
+    }
+}
+
 /// All steps that migrate, from the shell's to those of the pipelines.
 fn migrations() -> Vec<&'static str> {
     let shell = blocks("sh").into_iter();
