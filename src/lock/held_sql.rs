@@ -63,9 +63,9 @@ impl Lock {
         }
     }
 
-    /// Asks where the server stands; it counts as a sign.
+    /// Asks where the server stands, of a lock that is bound to the session; it counts as a sign.
     pub fn history_query(self) -> Query<Option<History>> {
-        history_query(self.scope, self.sync)
+        history_query(self.sync)
     }
 
     /// Asks about the server's past.

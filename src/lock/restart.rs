@@ -264,15 +264,11 @@ impl History {
     }
 }
 
-/// Asks where the server stands, on a session that is idle or in the transaction that the lock is bound to; `confirmed` by
-/// replication or not.
-pub fn history_query(scope: LockScope, confirmed: bool) -> Query<Option<History>> {
+/// Asks where the server stands, `confirmed` by replication or not. Not in a transaction that a lock is bound to: a refusal
+/// would end it.
+pub fn history_query(confirmed: bool) -> Query<Option<History>> {
     let mut statements = Statements::new();
-    match scope {
-        LockScope::Session => statements.read_committed(),
-        // So is that transaction.
-        LockScope::Transaction => {}
-    }
+    statements.read_committed();
     let place = statements.add(format!("select {}", History::columns()));
     if confirmed {
         statements.confirm();

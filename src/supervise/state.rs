@@ -504,7 +504,8 @@ impl State {
             link: Link::Idle,
             heard: sent,
             rename_at: policy.rename.then(|| now + SETTLED),
-            learn_at: policy.terms.map(|_| now + SETTLED),
+            // A refusal would end the transaction that the lock is bound to behind a pooler, and with it the lock.
+            learn_at: (policy.terms.is_some() && !policy.pooled).then(|| now + SETTLED),
             history: None,
             ask_again_at: Moment::FIRST,
             place: 0,

@@ -1019,3 +1019,21 @@ fn an_answer_that_is_not_confirmed_is_none() {
         "{effects:?}"
     );
 }
+
+#[test]
+fn in_the_transaction_that_holds_the_lock_nothing_is_asked_that_could_be_refused() {
+    for (pooled, terms, asks) in [
+        (false, 15.0, true),
+        (true, 15.0, false),
+        (false, 0.0, false),
+    ] {
+        let policy = Policy {
+            pooled,
+            ..policy(terms, if terms > 0.0 { 5.0 } else { 0.0 })
+        };
+        let mut state = State::new(policy, at(HEARD), at(HEARD));
+        state.on(Event::Tick, at(101.0));
+        let asked = asks.then_some(Question::History);
+        assert_eq!(state.asked(), asked);
+    }
+}
