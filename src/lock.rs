@@ -10,14 +10,12 @@
 //! | [`request_sql`] | what is said by one who wants a lock |
 //! | [`held_sql`] | what is said by one who holds it |
 //! | [`verdict`] | how an attempt went, and its proof |
-//! | [`restart`] | when the server last lost all its sessions |
+//! | [`restart`] | when the server last lost all its sessions, or was promoted |
 //! | [`holders`] | who holds a lock and who waits |
 //! | [`release`](mod@release) | how a lock is given up |
 
 #[cfg(test)]
 mod golden;
-#[cfg(test)]
-pub use golden::Made;
 mod held_sql;
 pub mod holders;
 mod keys;

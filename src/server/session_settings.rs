@@ -184,6 +184,23 @@ impl SessionSettings {
 mod tests {
     use super::*;
 
+    /// A server of this version, of which nothing else is asked.
+    struct Version(i32);
+
+    impl Dialect for Version {
+        fn server_version(&self) -> i32 {
+            self.0
+        }
+
+        fn backend_pid(&self) -> i32 {
+            1
+        }
+
+        fn quote(&self, text: &str) -> Result<String, Error> {
+            Err(Error::new(text))
+        }
+    }
+
     fn names(settings: SessionSettings, version: i32, scope: LockScope) -> Vec<&'static str> {
         let values = settings.values(version, scope);
         values.into_iter().map(|(name, _)| name).collect()
@@ -282,7 +299,7 @@ mod tests {
 
     #[test]
     fn a_server_need_not_tell_when_it_was_promoted() {
-        let made = |version| crate::lock::Made { version };
+        let made = |version: i32| Version(version * 10_000);
         for (sqlstate, message, is_hidden) in [
             (
                 "42501",
