@@ -4,9 +4,10 @@ use std::time::{Duration, SystemTime};
 
 use nix::sys::signal::Signal;
 
-use crate::support::cluster::{self, follow, grow_old, lists, primary, promote, standby};
+use crate::support::cluster::{follow, grow_old, lists, primary, promote, standby};
 use crate::support::pgbouncer::Pgbouncer;
 use crate::support::pty::Pty;
+use crate::support::server::Builder;
 use crate::support::wait::within;
 use crate::support::*;
 
@@ -125,6 +126,9 @@ fn a_role_that_is_not_told_of_promotions_goes_without() {
         (standby.psql(&caught_up) == "t").then_some(())
     });
     promote(&standby);
+    // Who may be told is.
+    let told = on(&standby).flags(["--lockid", "2"]);
+    let told = told.command(["true"]).spawn();
     for pglock in [on(&standby).flags(["--user", "plain"]), {
         let pooled = pooler.pglock().flags(SHORT);
         pooled.flags(["--user", "app"])
@@ -139,8 +143,7 @@ fn a_role_that_is_not_told_of_promotions_goes_without() {
         );
         assert!(!log.contains("holding off"), "{log}");
     }
-    // Who may be told is.
-    let output = on(&standby).command(["true"]).run();
+    let output = told.wait();
     assert!(output.stderr().contains(PROMOTED), "{}", output.report());
 }
 
@@ -167,8 +170,13 @@ const LONG: [&str; 4] = ["--ttl", "15", "--grace", "5"];
 
 impl Rig {
     fn new() -> Rig {
-        let primary = primary().start();
-        let standby = standby(&primary, cluster::primary());
+        Rig::made(primary)
+    }
+
+    /// Of two servers that are made so.
+    fn made(builder: impl Fn() -> Builder) -> Rig {
+        let primary = builder().start();
+        let standby = standby(&primary, builder());
         Rig {
             primary,
             standby,
@@ -244,44 +252,51 @@ fn assert_alive(holder: &mut Running) {
 }
 
 #[test]
-fn the_lock_moves_to_the_promoted_server_and_its_command_lives() {
-    for how in [Going::Switchover, Going::Crash] {
-        let rig = Rig::new();
-        let mut holder = rig.holder(rig.both());
-        let before = rig.short(rig.both().flag("--block"));
-        eventually("one waits", PATIENCE, || {
-            (!rig.primary.waiters(1).is_empty()).then_some(())
-        });
-        let at_the_door = [0, 1].map(|_| rig.short(rig.both().flags(["--wait", "100"])));
-        rig.go(how);
-        let newcomer = rig.short(rig.on(&[&rig.standby]).flags(["--wait", "100"]));
-        holder.wait_for_line(RETAKEN);
-        assert_alive(&mut holder);
-        assert_eq!(rig.standby.holders(1).len(), 1);
-        let status = rig
-            .on(&[&rig.standby])
-            .flags(["--status", "--lockid", "1"])
-            .run();
-        assert!(status.stdout().contains("holder"), "{}", status.report());
-        let skipped = rig.on(&[&rig.standby]).command(["true"]).run();
-        skipped.assert_status(0);
-        assert!(
-            skipped.stderr().contains("skipping command"),
-            "{}",
-            skipped.report()
-        );
-        let output = holder.finish();
-        output.assert_status(0);
-        assert!(
-            output.stderr().contains("nobody has had it meanwhile"),
-            "{}",
-            output.report()
-        );
-        for waiter in at_the_door.into_iter().chain([before, newcomer]) {
-            waiter.wait().assert_status(0).assert_stdout("in turn\n");
-        }
-        rig.assert_no_overlap();
+fn after_a_switchover_the_lock_moves_and_its_command_lives() {
+    the_lock_moves(Going::Switchover);
+}
+
+#[test]
+fn after_a_crash_the_lock_moves_and_its_command_lives() {
+    the_lock_moves(Going::Crash);
+}
+
+fn the_lock_moves(how: Going) {
+    let rig = Rig::new();
+    let mut holder = rig.holder(rig.both());
+    let before = rig.short(rig.both().flag("--block"));
+    eventually("one waits", PATIENCE, || {
+        (!rig.primary.waiters(1).is_empty()).then_some(())
+    });
+    let at_the_door = [0, 1].map(|_| rig.short(rig.both().flags(["--wait", "100"])));
+    rig.go(how);
+    let newcomer = rig.short(rig.on(&[&rig.standby]).flags(["--wait", "100"]));
+    holder.wait_for_line(RETAKEN);
+    assert_alive(&mut holder);
+    assert_eq!(rig.standby.holders(1).len(), 1);
+    let status = rig
+        .on(&[&rig.standby])
+        .flags(["--status", "--lockid", "1"])
+        .run();
+    assert!(status.stdout().contains("holder"), "{}", status.report());
+    let skipped = rig.on(&[&rig.standby]).command(["true"]).run();
+    skipped.assert_status(0);
+    assert!(
+        skipped.stderr().contains("skipping command"),
+        "{}",
+        skipped.report()
+    );
+    let output = holder.finish();
+    output.assert_status(0);
+    assert!(
+        output.stderr().contains("nobody has had it meanwhile"),
+        "{}",
+        output.report()
+    );
+    for waiter in at_the_door.into_iter().chain([before, newcomer]) {
+        waiter.wait().assert_status(0).assert_stdout("in turn\n");
     }
+    rig.assert_no_overlap();
 }
 
 #[test]
@@ -301,14 +316,7 @@ fn an_address_that_leads_to_the_promoted_server_is_one_place_among_others() {
 
 #[test]
 fn a_host_that_is_a_name_is_looked_up_on_the_way() {
-    let rig = Rig {
-        primary: primary().tcp().start(),
-        ..Rig::new()
-    };
-    let rig = Rig {
-        standby: standby(&rig.primary, primary().tcp()),
-        ..rig
-    };
+    let rig = Rig::made(|| primary().tcp());
     let ports = format!("{},{}", rig.primary.port(), rig.standby.port());
     let pglock = Pglock::new()
         .flags(["--user", "postgres", "--host", "localhost,localhost"])
