@@ -524,6 +524,16 @@ mod tests {
     }
 
     #[test]
+    fn what_is_to_be_confirmed_takes_a_lease() {
+        assert!(config(&["--sync", "true"], &[]).unwrap().sync);
+        assert!(!config(&["true"], &[("PGLOCK_SYNC", "no")]).unwrap().sync);
+        let error = config(&["--sync", "--ttl", "0", "true"], &[])
+            .err()
+            .unwrap();
+        assert!(error.starts_with("--sync and --ttl 0 exclude"), "{error}");
+    }
+
+    #[test]
     fn the_command_keeps_its_own_flags() {
         let given = ["--wait", "5", "grep", "--wait", "--", "x"];
         assert_eq!(
