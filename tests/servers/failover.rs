@@ -147,6 +147,45 @@ fn a_role_that_is_not_told_of_promotions_goes_without() {
     assert!(output.stderr().contains(PROMOTED), "{}", output.report());
 }
 
+#[test]
+fn a_server_that_does_not_support_what_tells_of_promotions_is_used_without() {
+    // In the words of Aurora, as people report them.
+    let server = Server::builder()
+        .conf("allow_system_table_mods = on")
+        .start();
+    let replace = |function: &str, sqlstate: &str, message: &str| {
+        // One that is built in is found by its number, whatever stands in its row.
+        let away =
+            format!("update pg_proc set proname = 'away_{function}' where proname = '{function}'");
+        server.psql(&away);
+        server.psql(&format!(
+            "create function pg_catalog.{function}() returns pg_lsn language plpgsql as \
+             $$begin raise exception using errcode = '{sqlstate}', message = '{message}'; end$$"
+        ));
+    };
+    let message = "wal_level must be set to \"logical\"";
+    replace("pg_current_wal_lsn", "55000", message);
+    let holder = on(&server).flag("--verbose").hold();
+    eventually("it has been asked where it stands", PATIENCE, || {
+        server.log().contains(message).then_some(())
+    });
+    // It holds its lock all the same.
+    assert_eq!(server.holders(1).len(), 1);
+    holder.finish().assert_status(0);
+    let message = "Function pg_last_wal_replay_lsn() is currently not supported for Aurora";
+    replace("pg_last_wal_replay_lsn", "0A000", message);
+    let output = on(&server).flag("--verbose").command(["true"]).run();
+    output.assert_status(0);
+    assert!(
+        output
+            .stderr()
+            .contains("does not tell when it was promoted")
+            && output.stderr().contains(message),
+        "{}",
+        output.report()
+    );
+}
+
 /// How the primary goes.
 #[derive(Clone, Copy, Debug)]
 enum Going {
