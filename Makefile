@@ -6,55 +6,90 @@ ifneq ($(BREW),)
 export PKG_CONFIG_PATH := $(BREW)/opt/libpq/lib/pkgconfig:$(PKG_CONFIG_PATH)
 endif
 
-.PHONY: all build static install uninstall dist setup demo test test-static bench test-versions test-matrix storm chaos patroni fuzz \
-	simulate clean help
+.PHONY: all build static install install-static uninstall dist reproducible setup demo test test-static bench test-versions test-matrix \
+	storm chaos patroni fuzz simulate clean help
 
-prefix = $(or $(PREFIX),/usr/local)
 target := $(or $(CARGO_TARGET_DIR),target)
 host = $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
+cargo_home := $(or $(CARGO_HOME),$(HOME)/.cargo)
 
-# What goes where, below $(DESTDIR)$(prefix): the shells' own folders for what packages bring.
-man := share/man/man1/pglock.1
-completions := share/bash-completion/completions/pglock share/zsh/site-functions/_pglock \
-	share/fish/vendor_completions.d/pglock.fish
+# What goes where, by the names of GNU's coding standards.
+prefix = $(or $(PREFIX),/usr/local)
+exec_prefix = $(prefix)
+bindir = $(exec_prefix)/bin
+datarootdir = $(prefix)/share
+datadir = $(datarootdir)
+mandir = $(datarootdir)/man
+man1dir = $(mandir)/man1
+INSTALL = install
+INSTALL_PROGRAM = $(INSTALL)
+INSTALL_DATA = $(INSTALL) -m 644
 
-# What the program prints of itself, to a place below the prefix.
-generate = '$(target)/release/pglock' --generate $(1) | install -m 644 /dev/stdin '$(DESTDIR)$(prefix)/$(2)'
+# And the shells' own folders for what packages bring, if the shells look there. Debian's zsh passes over site-functions
+# below /usr, and fish, where XDG_DATA_DIRS is not set, over all of /usr/local; the host's own are then in /etc.
+bashcompletiondir = $(datadir)/bash-completion/completions
+fishvendordir = $(datadir)/fish/vendor_completions.d
+fishfolders = $(shell env -u XDG_DATA_DIRS fish -c 'string join " " -- $$fish_complete_path' 2>/dev/null)
+fishcompletiondir = $(if $(and $(fishfolders),$(filter /usr/local,$(prefix))),$(firstword \
+	$(filter $(fishvendordir),$(fishfolders)) /etc/fish/completions),$(fishvendordir))
+zshfolders = $(shell zsh -fc 'print -- $$fpath' 2>/dev/null)
+zshcompletiondir = $(datadir)/zsh/$(if $(filter $(datadir)/zsh/vendor-completions,$(zshfolders)),vendor-completions,site-functions)
+
+installed = '$(DESTDIR)$(bindir)/pglock' '$(DESTDIR)$(man1dir)/pglock.1' '$(DESTDIR)$(bashcompletiondir)/pglock' \
+	'$(DESTDIR)$(zshcompletiondir)/_pglock' '$(DESTDIR)$(fishcompletiondir)/pglock.fish'
+
+# Installs the program, and what it prints of itself.
+define install_from
+	$(INSTALL) -d '$(DESTDIR)$(bindir)' '$(DESTDIR)$(man1dir)' '$(DESTDIR)$(bashcompletiondir)' \
+		'$(DESTDIR)$(zshcompletiondir)' '$(DESTDIR)$(fishcompletiondir)'
+	$(INSTALL_PROGRAM) '$(1)' '$(DESTDIR)$(bindir)/pglock'
+	'$(1)' --generate man | $(INSTALL_DATA) /dev/stdin '$(DESTDIR)$(man1dir)/pglock.1'
+	'$(1)' --generate bash | $(INSTALL_DATA) /dev/stdin '$(DESTDIR)$(bashcompletiondir)/pglock'
+	'$(1)' --generate zsh | $(INSTALL_DATA) /dev/stdin '$(DESTDIR)$(zshcompletiondir)/_pglock'
+	'$(1)' --generate fish | $(INSTALL_DATA) /dev/stdin '$(DESTDIR)$(fishcompletiondir)/pglock.fish'
+endef
 
 all: build
 
+# The same bytes wherever the sources lie: the program has the names of files for its panics. Whoever sets RUSTFLAGS sees to that.
 build:
-	cargo build --release --locked
+	cargo build --release --locked \
+		--config "target.'$(host)'.rustflags=['--remap-path-prefix=$(cargo_home)=/cargo', '--remap-path-prefix=$(CURDIR)=/pglock']"
 
 # The target is named so that the flags are not those of the build scripts too. OPENSSL_CONFIG_DIR is where
 # sslrootcert=system looks. No unwind tables, since nothing unwinds; no position-independent code, which would have to be
 # relocated at each start. The C code, which hears what the network says first, checks its buffers and its stack as a
-# distribution's does.
+# distribution's does. OpenSSL would note when it was built.
 static_cflags := -O2 -fno-unwind-tables -fno-asynchronous-unwind-tables -fstack-protector-strong \
-	-U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=2
+	-U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=2 -ffile-prefix-map=$(cargo_home)=/cargo -ffile-prefix-map=$(abspath $(target))=/target
+static_rustflags := -C target-feature=+crt-static -C relocation-model=static -C force-unwind-tables=no \
+	--remap-path-prefix=$(cargo_home)=/cargo --remap-path-prefix=$(CURDIR)=/pglock
 static:
-	OPENSSL_SRC_PERL='$(CURDIR)/tests/tools/openssl-perl' OPENSSL_CONFIG_DIR=/etc/ssl \
+	SOURCE_DATE_EPOCH=1 OPENSSL_SRC_PERL='$(CURDIR)/tests/tools/openssl-perl' OPENSSL_CONFIG_DIR=/etc/ssl \
 	CFLAGS_$(subst -,_,$(host))='$(static_cflags)' \
-	RUSTFLAGS='-C target-feature=+crt-static -C relocation-model=static -C force-unwind-tables=no' \
+	RUSTFLAGS='$(static_rustflags)' \
 		cargo build --release --locked --features static --target '$(host)' --target-dir '$(target)/static/build'
 	@cp -f '$(target)/static/build/$(host)/release/pglock' '$(target)/static/pglock'
 	@echo 'built $(target)/static/pglock'
 
-# What was built is installed as it is: root may have no cargo. The rest the program itself prints.
+# What was built is installed as it is: root may have no cargo.
 install:
 	@[ -x '$(target)/release/pglock' ] || $(MAKE) --no-print-directory build
-	install -d $(addprefix '$(DESTDIR)$(prefix)'/,bin $(dir $(man) $(completions)))
-	install -m 755 '$(target)/release/pglock' '$(DESTDIR)$(prefix)/bin/pglock'
-	$(call generate,man,$(man))
-	$(call generate,bash,$(word 1,$(completions)))
-	$(call generate,zsh,$(word 2,$(completions)))
-	$(call generate,fish,$(word 3,$(completions)))
+	$(call install_from,$(target)/release/pglock)
+
+install-static:
+	@[ -x '$(target)/static/pglock' ] || $(MAKE) --no-print-directory static
+	$(call install_from,$(target)/static/pglock)
 
 uninstall:
-	rm -f $(addprefix '$(DESTDIR)$(prefix)'/,bin/pglock $(man) $(completions))
+	rm -f $(installed)
 
 dist: static
 	@sh tests/tools/dist.sh '$(target)' '$(host)'
+
+# That what was built depends on the sources alone.
+reproducible: build static
+	@sh tests/tools/reproducible.sh '$(target)'
 
 setup:
 	@sh tests/tools/setup.sh
@@ -112,8 +147,10 @@ clean:
 help:
 	@echo 'make          build target/release/pglock'
 	@echo 'make static   build target/static/pglock, which needs no shared library'
-	@echo 'make install  build and install, to PREFIX=/usr/local below DESTDIR; make uninstall'
+	@echo 'make install  build and install, to prefix=/usr/local below DESTDIR; bindir, mandir and so on are heeded too'
+	@echo 'make install-static  the same with the static program; make uninstall removes either'
 	@echo 'make dist     pack the static program and what belongs to it, into target/dist'
+	@echo 'make reproducible  build both programs once more in other circumstances, and compare'
 	@echo 'make demo     show pglock at work, against a throwaway PostgreSQL'
 	@echo 'make test     run all tests, or some: make test ARGS=name'
 	@echo 'make test-static  try the static program in an empty root folder'

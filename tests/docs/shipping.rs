@@ -12,13 +12,13 @@ use std::time::Duration;
 
 use crate::support::*;
 
-/// All that `make install` installs, below the prefix.
-const INSTALLED: [&str; 5] = [
-    "bin/pglock",
-    "share/bash-completion/completions/pglock",
-    "share/fish/vendor_completions.d/pglock.fish",
-    "share/man/man1/pglock.1",
-    "share/zsh/site-functions/_pglock",
+/// All that `make install` installs, by the variable that says where.
+const INSTALLED: [(&str, &str); 5] = [
+    ("bindir", "pglock"),
+    ("mandir", "man1/pglock.1"),
+    ("bashcompletiondir", "pglock"),
+    ("fishcompletiondir", "pglock.fish"),
+    ("zshcompletiondir", "_pglock"),
 ];
 
 /// What the program prints for `--generate`, in a file of this folder.
@@ -100,17 +100,89 @@ fn everything_is_installed_and_uninstalled() {
     let stage = scratch.path().join("stage with a space");
     let target = format!("CARGO_TARGET_DIR={}", built(&scratch).display());
     let into = format!("DESTDIR={}", stage.display());
-    let words = ["-s", &target, &into, "PREFIX=/opt/pglock"];
-    let Some(_) = succeed("make", &[&words[..], &["install"]].concat()) else {
-        return;
-    };
-    let prefix = stage.join("opt/pglock");
-    assert_eq!(files(&prefix), INSTALLED);
-    let program = prefix.join("bin/pglock").display().to_string();
-    let version = succeed(&program, &["--version"]).expect("a version");
-    assert!(version.starts_with("pglock "), "{version}");
-    succeed("make", &[&words[..], &["uninstall"]].concat());
-    assert_eq!(files(&stage), [""; 0]);
+    let common = ["-s", &target, &into];
+    let by_prefix = ["PREFIX=/opt/pglock".to_owned()];
+    let by_name: Vec<String> = INSTALLED
+        .iter()
+        .map(|(variable, _)| format!("{variable}=/etc/{variable}"))
+        .collect();
+    let below_prefix = [
+        "bin/pglock",
+        "share/bash-completion/completions/pglock",
+        "share/fish/vendor_completions.d/pglock.fish",
+        "share/man/man1/pglock.1",
+        "share/zsh/site-functions/_pglock",
+    ];
+    let below_prefix = below_prefix.map(|path| format!("opt/pglock/{path}"));
+    let mut below_name = INSTALLED.map(|(variable, path)| format!("etc/{variable}/{path}"));
+    below_name.sort();
+    for goal in ["install", "install-static"] {
+        for (where_to, expected) in [
+            (&by_prefix[..], &below_prefix),
+            (&by_name[..], &below_name),
+        ] {
+            let where_to: Vec<&str> = where_to.iter().map(String::as_str).collect();
+            let words = [&common[..], &where_to].concat();
+            let Some(_) = succeed("make", &[&words[..], &[goal]].concat()) else {
+                return;
+            };
+            assert_eq!(files(&stage), expected);
+            let program = expected.iter().find(|path| path.contains("/bin"));
+            let program = stage.join(program.expect("a program"));
+            let version = succeed(&program.display().to_string(), &["--version"]);
+            let version = version.expect("a version");
+            assert!(version.starts_with("pglock "), "{version}");
+            succeed("make", &[&words[..], &["uninstall"]].concat());
+            assert_eq!(files(&stage), [""; 0]);
+        }
+    }
+}
+
+#[test]
+fn the_static_program_is_installed_where_it_is_asked_for() {
+    let scratch = Scratch::new();
+    let folder = built(&scratch);
+    fs::write(folder.join("release/pglock"), "exit 1").expect("write");
+    let target = format!("CARGO_TARGET_DIR={}", folder.display());
+    let into = format!("DESTDIR={}", scratch.path().display());
+    if succeed("make", &["-s", &target, &into, "install-static"]).is_some() {
+        let program = scratch.path().join("usr/local/bin/pglock");
+        succeed(&program.display().to_string(), &["--version"]);
+    }
+}
+
+#[test]
+fn the_shells_look_where_their_completions_are_installed() {
+    let scratch = Scratch::new();
+    let target = format!("CARGO_TARGET_DIR={}", built(&scratch).display());
+    let stage = scratch.path().join("stage");
+    let into = format!("DESTDIR={}", stage.display());
+    let fish = "env -u XDG_DATA_DIRS fish -c 'string join \\n -- $fish_complete_path'";
+    let shells = [
+        ("zsh", "_pglock", "zsh -fc 'print -l -- $fpath'"),
+        ("fish", "pglock.fish", fish),
+    ];
+    for prefix in ["/usr", "/usr/local"] {
+        let prefix_is = format!("prefix={prefix}");
+        let words = ["-s", &target, &into, &prefix_is, "install"];
+        let Some(_) = succeed("make", &words) else {
+            return;
+        };
+        for (shell, file, list) in shells {
+            if succeed(shell, &["--version"]).is_none() {
+                continue;
+            }
+            let folders = succeed("sh", &["-c", list]).expect("a shell");
+            let found = folders
+                .lines()
+                .filter(|folder| stage.join(&folder[1..]).join(file).exists());
+            assert_eq!(found.count(), 1, "{shell} looks into {folders}");
+        }
+        // It has no list that could be asked: it looks below all of XDG_DATA_DIRS, by default these two.
+        let share = stage.join(&prefix[1..]).join("share");
+        assert!(share.join("bash-completion/completions/pglock").exists());
+        fs::remove_dir_all(&stage).expect("remove");
+    }
 }
 
 #[test]
