@@ -25,7 +25,7 @@ export LC_ALL=C
 
 # --- Cleaning up, whatever happens
 
-dir='' data='' A='' B='' pid=''
+dir='' data='' A='' B='' pid='' wire=''
 
 # cleanup STATUS: leaves nothing behind, and exits.
 cleanup() {
@@ -34,6 +34,7 @@ cleanup() {
     set +e
     exec 2>/dev/null 4>&- # a job that reads from 4 comes to its end
     rm -f "$dir/lasts"
+    [ -z "$wire" ] || kill -KILL "$wire" # it may be stopped
     if [ -n "$A$B" ]; then
         # shellcheck disable=SC2086 # a list of process ids
         kill $A $B
@@ -135,10 +136,18 @@ exec 3<>events 4<>finish # for reading and writing: so neither opening nor writi
 
 cat >backup.sh <<'END'
 # The job. It fails if it is running already, and it runs until the demo lets it end.
-mkdir running || exit 1
+runs() {
+    kill -0 "$1" 2>/dev/null && ! grep -qs '^State:.Z' "/proc/$1/status"
+}
+if [ -e running ] && runs "$(cat running)"; then
+    echo 'backup: RUNS TWICE'
+    exit 1
+fi
+echo $$ >running
+trap 'echo "backup: is told to stop"; exit 1' TERM
 echo 'backup: begins'
 read -r line <finish
-rmdir running
+rm running
 echo 'backup: ends'
 END
 
@@ -152,6 +161,8 @@ show() {
             *'Obtaining lock with'*) echo "$1:waits" >&3 ;;
             'backup: begins') echo "$1:begins" >&3 ;;
             'backup: ends') echo "$1:ends" >&3 ;;
+            'backup: is told to stop') echo "$1:stops" >&3 ;;
+            'backup: RUNS TWICE') echo "$1:runs:twice" >&3 ;;
         esac
     done
     echo "$1:exits" >&3
@@ -183,13 +194,17 @@ expect() {
     done
 }
 
-# succeeded HOST: checks the exit status of what was typed there.
-succeeded() {
+# ended HOST STATUS: checks the exit status of what was typed there.
+ended() {
     eval "pid=\$$1; $1=''"
     status=0
-    wait "$pid" || status=$?
+    { wait "$pid" || status=$?; } 2>/dev/null # some shells say here that it was killed
     printf '%s $ echo $?\n%s | %s\n' "$1" "$1" "$status"
-    [ "$status" = 0 ] || surprise "the exit status on host $1 should have been 0"
+    [ "$status" = "$2" ] || surprise "the exit status on host $1 should have been $2"
+}
+
+succeeded() {
+    ended "$1" 0
 }
 
 # skipped HOST: checks that the command was not run there.
@@ -207,6 +222,37 @@ finish() {
     echo >&4
 }
 
+# The network between host A and the server, which can be cut: a relay that passes on what comes, until it is stopped. It says
+# on which port it listens.
+cat >wire.pl <<'END'
+use strict;
+use IO::Select;
+use IO::Socket::INET;
+my $server = shift;
+my $door = IO::Socket::INET->new(Listen => 5, LocalAddr => '127.0.0.1') or die $!;
+print $door->sockport, "\n";
+close STDOUT;
+my $all = IO::Select->new($door);
+my %other;
+while (my @ready = $all->can_read) {
+    for my $from (@ready) {
+        if ($from == $door) {
+            my $client = $door->accept or next;
+            my $to = IO::Socket::INET->new(PeerAddr => "127.0.0.1:$server") or next;
+            @other{$client, $to} = ($to, $client);
+            $all->add($client, $to);
+        } elsif ($other{$from}) {
+            my $to = $other{$from};
+            my $bytes;
+            next if sysread($from, $bytes, 65536) and syswrite($to, $bytes);
+            delete @other{$from, $to};
+            $all->remove($from, $to);
+            close $_ for $from, $to;
+        }
+    }
+}
+END
+
 # A pglock that hangs must not hang the demo. The file ends this when the demo has ended.
 : >"$dir/lasts"
 (
@@ -218,7 +264,7 @@ finish() {
     [ "$tries" -gt 0 ] || echo nothing:in:60:seconds >&3
 ) &
 
-# --- The three scenarios
+# --- The scenarios
 
 version=$("$pg_bin/postgres" --version)
 cat <<END
@@ -278,7 +324,52 @@ finish
 expect A:ends A:exits
 succeeded A
 
+cat <<END
+
+4. The holder's pglock is killed, as nobody could foresee. Its guardian kills the job before the lock is free, and host B is next.
+
+END
+host A 'pglock --user postgres --lockname nightly sh backup.sh'
+expect A:begins
+host B 'pglock --user postgres --lockname nightly --wait 60 sh backup.sh'
+expect B:waits
+printf 'A $ kill -KILL %s\n' "$A"
+kill -KILL "$A"
+expect A:exits B:begins
+ended A 137
+finish
+expect B:ends B:exits
+succeeded B
+
+cat <<END
+
+5. The network of the holder is cut: host A goes through a wire that the demo stops. With a lease of 5 seconds its pglock, which
+   hears nothing any more, stops the job after 3; the server, which hears nothing either, gives the lock up after 5.
+
+END
+mkfifo wire
+perl wire.pl "$port" >wire 3>&- 4>&- &
+wire=$!
+read -r wire_port <wire || die 'there is no wire: perl did not start'
+host A "pglock --user postgres --lockname nightly --ttl 5 --grace 1 --port $wire_port sh backup.sh"
+expect A:begins
+host B 'pglock --user postgres --lockname nightly --ttl 5 --grace 1 --wait 60 sh backup.sh'
+expect B:waits
+printf 'the network of host A is cut\n'
+before=$(date +%s)
+kill -STOP "$wire"
+expect A:stops
+printf 'A stops its job, %s seconds after the cut\n' $(($(date +%s) - before))
+expect A:exits B:begins
+waited=$(($(date +%s) - before))
+printf 'B is next, %s seconds after the cut\n' "$waited"
+[ "$waited" -le 7 ] || surprise "host B should have had the lock after 5 seconds, and had it after $waited"
+ended A 124
+finish
+expect B:ends B:exits
+succeeded B
+
 # Anything that happened without being expected would come before this.
 echo demo:ends >&3
 expect demo:ends
-printf '\nAll three went as they should.\n'
+printf '\nAll five went as they should.\n'

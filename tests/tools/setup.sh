@@ -74,6 +74,7 @@ check() {
     pg_bin >/dev/null || missing="$missing server"
     have openssl || missing="$missing openssl"
     have bash || missing="$missing bash"
+    have perl || missing="$missing perl"
     # There is none for others.
     [ "$(uname)" != Linux ] || have strace || missing="$missing strace"
     # A daemon's program may lie outside of PATH.
