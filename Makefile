@@ -6,8 +6,8 @@ ifneq ($(BREW),)
 export PKG_CONFIG_PATH := $(BREW)/opt/libpq/lib/pkgconfig:$(PKG_CONFIG_PATH)
 endif
 
-.PHONY: all build static install install-static uninstall dist reproducible setup demo test test-static bench test-versions test-matrix \
-	storm chaos patroni fuzz simulate clean help
+.PHONY: all build static install install-static uninstall dist notices image deb rpm reproducible check-targets setup demo \
+	test test-static test-packages bench test-versions test-matrix storm chaos patroni fuzz simulate clean help
 
 target := $(or $(CARGO_TARGET_DIR),target)
 host = $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
@@ -87,6 +87,26 @@ uninstall:
 dist: static
 	@sh tests/tools/dist.sh '$(target)' '$(host)'
 
+# What the program contains of others, for those who hand it on.
+notices:
+	@mkdir -p '$(target)/static'
+	sh tests/tools/notices.sh static >'$(target)/static/NOTICES'
+
+image: static notices
+	docker build --tag pglock .
+
+deb: build static
+	@sh tests/tools/package.sh deb shared '$(target)'
+	@sh tests/tools/package.sh deb static '$(target)'
+
+rpm: build static
+	@sh tests/tools/package.sh rpm shared '$(target)'
+	@sh tests/tools/package.sh rpm static '$(target)'
+
+# For the platforms that the tests are not run on.
+check-targets: setup
+	@sh tests/tools/targets.sh '$(target)'
+
 # That what was built depends on the sources alone.
 reproducible: build static
 	@sh tests/tools/reproducible.sh '$(target)'
@@ -112,6 +132,14 @@ test: setup
 test-static: setup static
 	@PG_BIN=$$(sh tests/tools/setup.sh --pg-bin) && export PG_BIN && \
 	set -x; PGLOCK_STATIC='$(abspath $(target)/static/pglock)' cargo test --locked --test pglock -- docs::shipping::the_static
+
+# One after the other, also under make -j: both kinds are laid out in one place.
+test-packages: setup
+	@$(MAKE) --no-print-directory deb
+	@$(MAKE) --no-print-directory rpm notices
+	@PG_BIN=$$(sh tests/tools/setup.sh --pg-bin) && export PG_BIN && \
+	set -x; PGLOCK_PACKAGES='$(abspath $(target)/package)' PGLOCK_STATIC='$(abspath $(target)/static/pglock)' \
+		cargo test --locked --test pglock -- docs::packages docs::shipping::no_crate
 
 bench: setup static
 	@PG_BIN=$$(sh tests/tools/setup.sh --pg-bin) && export PG_BIN && \
@@ -150,10 +178,14 @@ help:
 	@echo 'make install  build and install, to prefix=/usr/local below DESTDIR; bindir, mandir and so on are heeded too'
 	@echo 'make install-static  the same with the static program; make uninstall removes either'
 	@echo 'make dist     pack the static program and what belongs to it, into target/dist'
+	@echo 'make deb      make packages for Debian of both programs, into target/package; make rpm for Red Hat and its kin'
+	@echo 'make image    make a container image of the static program with docker; make notices is what other builders need'
 	@echo 'make reproducible  build both programs once more in other circumstances, and compare'
+	@echo 'make check-targets  have the compiler check other platforms, and run the demo with a program for aarch64 under qemu'
 	@echo 'make demo     show pglock at work, against a throwaway PostgreSQL'
 	@echo 'make test     run all tests, or some: make test ARGS=name'
 	@echo 'make test-static  try the static program in an empty root folder'
+	@echo 'make test-packages  install, run and remove the packages in a root folder of their own'
 	@echo 'make bench    measure pglock beside the least that is possible, and beside others'
 	@echo 'make test-versions   run the tests that matter for it against servers 14, 16, 17 and 18, from npm'
 	@echo 'make test-matrix     run all tests against each of them'

@@ -55,7 +55,7 @@ fn run(program: &str, words: &[&str]) -> Option<(bool, String)> {
 
 /// As [`run`], for what must go well.
 #[track_caller]
-fn succeed(program: &str, words: &[&str]) -> Option<String> {
+pub(super) fn succeed(program: &str, words: &[&str]) -> Option<String> {
     let (content, text) = run(program, words)?;
     assert!(content, "{program} {words:?}: {text}");
     Some(text)
@@ -76,7 +76,7 @@ fn built(scratch: &Scratch) -> PathBuf {
 }
 
 /// The files in a folder and those in it, by their paths below it, sorted.
-fn files(folder: &Path) -> Vec<String> {
+pub(super) fn files(folder: &Path) -> Vec<String> {
     let mut found = Vec::new();
     let mut folders = vec![folder.to_owned()];
     while let Some(next) = folders.pop() {
@@ -117,10 +117,7 @@ fn everything_is_installed_and_uninstalled() {
     let mut below_name = INSTALLED.map(|(variable, path)| format!("etc/{variable}/{path}"));
     below_name.sort();
     for goal in ["install", "install-static"] {
-        for (where_to, expected) in [
-            (&by_prefix[..], &below_prefix),
-            (&by_name[..], &below_name),
-        ] {
+        for (where_to, expected) in [(&by_prefix[..], &below_prefix), (&by_name[..], &below_name)] {
             let where_to: Vec<&str> = where_to.iter().map(String::as_str).collect();
             let words = [&common[..], &where_to].concat();
             let Some(_) = succeed("make", &[&words[..], &[goal]].concat()) else {
@@ -206,6 +203,7 @@ fn the_archive_holds_everything_and_fits_its_sum() {
     let expected = [
         "CHANGELOG.md",
         "LICENSE",
+        "NOTICES",
         "README.md",
         "completions/_pglock",
         "completions/pglock.bash",
@@ -214,6 +212,71 @@ fn the_archive_holds_everything_and_fits_its_sum() {
         "pglock.1",
     ];
     assert_eq!(unpacked, expected);
+    let notices = target.join("dist").join(name).join("NOTICES");
+    let notices = fs::read_to_string(notices).expect("notices");
+    for words in [
+        "PostgreSQL Global Development Group",
+        "The OpenSSL Project Authors",
+        "TERMS AND CONDITIONS FOR USE, REPRODUCTION, AND DISTRIBUTION",
+        "GNU C Library is free software",
+        "GNU LESSER GENERAL PUBLIC LICENSE",
+        "The Rust Project Developers",
+    ] {
+        assert!(notices.contains(words), "{words}");
+    }
+    let tree = ["--locked", "--edges", "normal", "--features", "static"];
+    let tree = [&["tree"], &tree[..], &["--prefix", "none"]].concat();
+    let tree = succeed("cargo", &tree).expect("the crates");
+    for line in tree.lines() {
+        let (name, version) = line.split_once(" v").expect("a crate");
+        let version = version.split(' ').next().expect("a version");
+        // pglock is what the file is of, and libpq has a heading of its own.
+        let heading = match name {
+            "pglock" => continue,
+            "pq-src" => format!("libpq {}", version.rsplit('-').next().expect("libpq's")),
+            _ => format!("{name} {version}"),
+        };
+        has_notice(&notices, &heading);
+    }
+}
+
+/// That a text stands under a heading that begins so.
+#[track_caller]
+fn has_notice(notices: &str, heading: &str) {
+    let (_, below) = notices
+        .split_once(&format!("\n{heading} ("))
+        .unwrap_or_else(|| panic!("there is no notice of {heading}"));
+    let text = below.split("\n==").nth(1).unwrap_or_default();
+    assert!(text.contains("opyright"), "{heading}: {text}");
+}
+
+#[test]
+fn no_crate_that_was_linked_lacks_its_notice() {
+    let Some(program) = std::env::var_os("PGLOCK_STATIC") else {
+        eprintln!("skipped: PGLOCK_STATIC names no static program; see make test-static");
+        return;
+    };
+    let Some(notices) = succeed("sh", &["tests/tools/notices.sh", "static"]) else {
+        return;
+    };
+    // What was made for the program, and not for building it, has a folder of its own.
+    let build = Path::new(&program).with_file_name("build");
+    let crates: Vec<String> = files(&build)
+        .into_iter()
+        .filter(|path| path.contains("/release/deps/lib") && path.ends_with(".rlib"))
+        .filter_map(|path| {
+            let name = path.rsplit("/lib").next()?;
+            Some(name.split('-').next()?.replace('_', "-"))
+        })
+        .collect();
+    assert!(crates.iter().any(|name| name == "lexopt"), "{crates:?}");
+    for name in crates {
+        let name = if name == "pq-src" { "libpq" } else { &name };
+        let found = notices
+            .lines()
+            .any(|line| line.starts_with(&format!("{name} ")));
+        assert!(found, "there is no notice of {name}");
+    }
 }
 
 #[test]
