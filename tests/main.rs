@@ -67,6 +67,7 @@ mod servers {
 
 /// What is told and shipped: it is so.
 mod docs {
+    mod packages;
     mod recipes;
     mod shipping;
 }
