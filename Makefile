@@ -138,7 +138,7 @@ test-packages: setup
 	@$(MAKE) --no-print-directory deb
 	@$(MAKE) --no-print-directory rpm notices
 	@PG_BIN=$$(sh tests/tools/setup.sh --pg-bin) && export PG_BIN && \
-	set -x; PGLOCK_PACKAGES='$(abspath $(target)/package)' PGLOCK_STATIC='$(abspath $(target)/static/pglock)' \
+	set -x; PGLOCK_PACKAGES='$(abspath $(target)/packages)' PGLOCK_STATIC='$(abspath $(target)/static/pglock)' \
 		cargo test --locked --test pglock -- docs::packages docs::shipping::no_crate
 
 bench: setup static
@@ -178,7 +178,7 @@ help:
 	@echo 'make install  build and install, to prefix=/usr/local below DESTDIR; bindir, mandir and so on are heeded too'
 	@echo 'make install-static  the same with the static program; make uninstall removes either'
 	@echo 'make dist     pack the static program and what belongs to it, into target/dist'
-	@echo 'make deb      make packages for Debian of both programs, into target/package; make rpm for Red Hat and its kin'
+	@echo 'make deb      make packages for Debian of both programs, into target/packages; make rpm for Red Hat and its kin'
 	@echo 'make image    make a container image of the static program with docker; make notices is what other builders need'
 	@echo 'make reproducible  build both programs once more in other circumstances, and compare'
 	@echo 'make check-targets  have the compiler check other platforms, and run the demo with a program for aarch64 under qemu'

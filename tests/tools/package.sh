@@ -44,7 +44,7 @@ doc=$package/usr/share/doc/$name
 [ "$format" = deb ] || doc=$package/usr/share/licenses/pglock
 mkdir -p "$doc"
 
-mkdir -p "$target/package"
+mkdir -p "$target/packages"
 case $format in
     deb)
         maintainer=$(git log -1 --format='%an <%ae>' 2>/dev/null) || maintainer="root <root@$(uname -n)>"
@@ -72,14 +72,14 @@ $name: empty-field Depends
 END
         fi
         tool cargo-deb --version 3.8.0 --no-default-features
-        CARGO_TARGET_DIR=$target cargo deb --no-build --locked --maintainer "$maintainer" --output "$target/package/" \
+        CARGO_TARGET_DIR=$target cargo deb --no-build --locked --maintainer "$maintainer" --output "$target/packages/" \
             "$([ "$kind" = shared ] && echo --no-strip || echo --variant=static)"
         ;;
     rpm)
         cp LICENSE "$doc/"
         sh tests/tools/notices.sh "$kind" >"$doc/NOTICES"
         tool cargo-generate-rpm --version 0.21.1
-        cargo generate-rpm --target-dir "$target" --output "$target/package/" --source-date "$SOURCE_DATE_EPOCH" \
+        cargo generate-rpm --target-dir "$target" --output "$target/packages/" --source-date "$SOURCE_DATE_EPOCH" \
             "$([ "$kind" = shared ] && echo --auto-req=auto || echo --variant=static)"
         ;;
     *) die "unknown format '$format'" ;;
