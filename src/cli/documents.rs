@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use crate::cli::flags::{FLAGS, Flag, Id, ValueType};
 use crate::cli::help::{help, synopsis};
-use crate::cli::man::man;
+use crate::cli::man::{MANUAL, man};
 use crate::exit::STATUSES;
 
 const README: &str = include_str!("../../README.md");
@@ -103,5 +103,46 @@ fn the_help_and_the_man_page_have_each_flag_and_exit_status() {
         assert!(help.contains(row.in_help), "{}", row.in_help);
         let head = format!(".TP\n\\fB{}\\fR\n", row.status);
         assert!(man.contains(&head), "{}", row.status);
+    }
+}
+
+#[test]
+fn the_man_page_has_the_chapters_of_the_manual_and_no_sign_of_its_form() {
+    let page = man();
+    for title in [
+        "ENVIRONMENT",
+        "THE COMMAND",
+        "SIGNALS",
+        "LEASE",
+        "LOCKS",
+        "SERVERS",
+        "SECURITY",
+        "OUTPUT",
+        "LIMITS",
+        "FILES",
+        "EXAMPLES",
+    ] {
+        assert!(page.contains(&format!("\n.SH {title}\n")), "{title}");
+    }
+    for line in page.lines() {
+        // A word of code that is broken over two lines is not seen as one.
+        let is_left = ["`", "**", "](", "| "]
+            .iter()
+            .any(|sign| line.contains(sign));
+        assert!(!is_left, "{line}");
+        assert!(line.is_ascii(), "{line}");
+    }
+    assert_eq!(
+        page.matches("\n.nf\n").count(),
+        page.matches("\n.fi\n").count()
+    );
+}
+
+#[test]
+fn the_manual_speaks_of_flags_that_there_are() {
+    let words = MANUAL.split(|c: char| !(c.is_ascii_lowercase() || c == '-'));
+    let flags = words.filter_map(|word| word.strip_prefix("--"));
+    for name in flags.filter(|name| !name.is_empty() && !name.starts_with('-')) {
+        assert!(FLAGS.iter().any(|flag| flag.name == name), "--{name}");
     }
 }

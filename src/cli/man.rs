@@ -1,14 +1,17 @@
-//! The man page, made from the table of flags.
+//! The man page, made from the tables of flags and of exit statuses, and from the manual, which is there to be read on its own too.
 
 use crate::cli::flags::{FLAGS, GROUPS};
+use crate::cli::roff::{escape, roff};
 use crate::exit::STATUSES;
+
+/// What there is to say beyond the tables.
+pub const MANUAL: &str = include_str!("../../doc/manual.md");
 
 /// The man page, in the macros of man(7).
 pub fn man() -> String {
-    let escape = |text: &str| text.replace('\\', "\\e").replace('-', "\\-");
     let package = env!("CARGO_PKG_VERSION");
     let mut page = format!(
-        ".\\\" Made from the table of flags.\n.TH PGLOCK 1 \"\" \"pglock {package}\" \"User Commands\"\n"
+        ".\\\" Made from the tables of flags and of exit statuses, and from the manual.\n.TH PGLOCK 1 \"\" \"pglock {package}\" \"User Commands\"\n.nh\n.ad l\n"
     );
     page.push_str(
         ".SH NAME
@@ -72,35 +75,7 @@ Flags end at the first word that is not a flag.
             }
         }
     }
-    page.push_str(
-        ".SH ENVIRONMENT
-Each flag can be given as the variable named with it; a flag is stronger than a variable, and an empty variable
-counts as unset.
-A switch is on with true, 1 or yes and off with false, 0 or no.
-An unknown variable that looks like a known one misspelt is refused.
-.TP
-.B PGLOCK_PASS
-The password.
-There is no flag for it, so that it does not show in a list of processes.
-.TP
-.BR PGHOST ,\\  PGPORT ,\\  PGUSER ,\\  PGDATABASE ,\\  PGPASSWORD \" and so on\"
-libpq's own variables, service file and password file count where no flag, variable or connection string
-speaks.
-.PP
-The command gets the environment of
-.BR pglock ,
-and in addition:
-.TP
-.B PGLOCK_LOCK_HELD
-true.
-.TP
-.B PGLOCK_TOKEN
-Under
-.BR \\-\\-fence ,
-the fencing token: a positive integer, larger for every later holder.
-.SH EXIT STATUS
-",
-    );
+    page.push_str(".SH EXIT STATUS\n");
     for row in STATUSES {
         page.push_str(&format!(
             ".TP\n\\fB{}\\fR\n{}.\n",
@@ -108,14 +83,9 @@ the fencing token: a positive integer, larger for every later holder.
             escape(&capital(row.when)).replace("pglock", "\\fBpglock\\fR")
         ));
     }
+    page.push_str(&roff(MANUAL));
     page.push_str(
-        ".SH EXAMPLES
-.nf
-pglock \\-\\-host db \\-\\-user backup \\-\\-lockname nightly\\-backup backup.sh
-pglock \\-\\-host db \\-\\-user deploy \\-\\-wait 600 \\-\\-lockid 7 ./migrate up
-pglock \\-\\-host db \\-\\-user ops \\-\\-status
-.fi
-.SH SEE ALSO
+        ".SH SEE ALSO
 .BR psql (1),
 .BR flock (1),
 .BR timeout (1)

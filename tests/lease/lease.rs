@@ -1219,14 +1219,14 @@ fn a_token_survives_the_crash_of_the_server() {
 }
 
 #[test]
-fn the_sql_of_the_readme_refuses_a_stale_token() {
-    let readme = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md"));
-    let readme = readme.expect("README.md");
-    let block = readme
+fn the_sql_of_the_manual_refuses_a_stale_token() {
+    let manual = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/doc/manual.md"));
+    let manual = manual.expect("the manual");
+    let block = manual
         .split("```sql\n")
         .filter_map(|text| Some(text.split_once("```")?.0))
         .find(|block| block.contains(":token"))
-        .expect("SQL with a token in README.md");
+        .expect("SQL with a token in the manual");
     let (once, each) = block.split_once("-- As the command").expect("two parts");
     let each = format!("-- {each}");
     let server = Server::new();

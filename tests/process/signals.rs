@@ -466,7 +466,7 @@ enum Fate {
     Ends,
 }
 
-/// The README's words on signals.
+/// The manual's words on signals.
 fn fate(signal: Signal) -> Fate {
     match signal {
         Signal::SIGHUP | Signal::SIGTERM => Fate::PassedOnWithContinue,
