@@ -13,7 +13,7 @@ const README: &str = include_str!("../../README.md");
 /// The cells of the table under a heading of the README, but for its head.
 fn table(heading: &str) -> Vec<Vec<&'static str>> {
     let (_, below) = README
-        .split_once(&format!("\n### {heading}\n"))
+        .split_once(&format!("\n## {heading}\n"))
         .expect("the heading");
     let rows = below.lines().skip_while(|line| !line.starts_with('|'));
     let rows = rows.take_while(|line| line.starts_with('|')).skip(2);
@@ -145,4 +145,36 @@ fn the_manual_speaks_of_flags_that_there_are() {
     for name in flags.filter(|name| !name.is_empty() && !name.starts_with('-')) {
         assert!(FLAGS.iter().any(|flag| flag.name == name), "--{name}");
     }
+}
+
+/// The lines of the blocks of code of a document, but for what is shown as printed.
+fn code(document: &str) -> impl Iterator<Item = &str> {
+    let blocks = document.split("```").skip(1).step_by(2);
+    let blocks = blocks.filter(|block| !block.starts_with('\n'));
+    blocks.flat_map(|block| block.lines().skip(1))
+}
+
+#[test]
+fn every_example_names_its_lock() {
+    let mut count = 0;
+    for line in code(README).chain(code(MANUAL)) {
+        let words = line.split([' ', '"', ',', '[', '/']);
+        if !words.clone().any(|word| word == "pglock") || line.contains("COPY") {
+            continue;
+        }
+        count += 1;
+        let mut words = words;
+        let names = words.any(|word| ["--lockname", "--lockid", "--lockkey"].contains(&word));
+        assert!(names, "{line}");
+    }
+    assert!(count > 10, "{count} examples");
+}
+
+#[test]
+fn what_comes_before_the_reference_is_short() {
+    let (above, _) = README.split_once("\n# Reference\n").expect("a reference");
+    let words = above.split_whitespace();
+    let words = words.filter(|word| word.contains(char::is_alphanumeric));
+    let count = words.count();
+    assert!(count <= 2500, "{count} words");
 }

@@ -1,4 +1,4 @@
-//! The recipes of the README, run as they stand there: only hosts, ports and folders are others.
+//! The examples and recipes of the README, run as they stand there: only hosts, ports and folders are others.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -6,16 +6,19 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
+use nix::sys::signal::Signal;
+
 use crate::support::*;
 
 const README: &str = include_str!("../../README.md");
 
-/// The blocks of code in this language, in their order.
-fn blocks(language: &str) -> Vec<&'static str> {
-    let recipes = README.split("\n## Recipes\n").nth(1).expect("recipes");
-    let recipes = recipes.split("\n## ").next().expect("a section");
+/// The blocks of code in this language below a heading, in their order.
+fn blocks(heading: &str, language: &str) -> Vec<&'static str> {
+    let section = README.split(&format!("\n## {heading}\n")).nth(1);
+    let section = section.expect("the heading");
+    let section = section.split("\n## ").next().expect("a section");
     let fence = format!("```{language}\n");
-    let blocks = recipes.split(fence.as_str()).skip(1);
+    let blocks = section.split(fence.as_str()).skip(1);
     blocks
         .map(|rest| rest.split("```").next().expect("the end of a block"))
         .collect()
@@ -78,7 +81,7 @@ fn lines(path: &Path) -> Vec<String> {
 fn the_line_of_cron_makes_one_backup_for_all_hosts() {
     let server = Server::new();
     let host = Host::new(&server);
-    let [table] = blocks("crontab")[..] else {
+    let [table] = blocks("Three examples", "crontab")[..] else {
         panic!("not one table");
     };
     let mut variables = Vec::new();
@@ -131,17 +134,17 @@ fn a_cluster_is_given_by_all_its_hosts() {
 
 /// All steps that migrate, from the shell's to those of the pipelines.
 fn migrations() -> Vec<&'static str> {
-    let shell = blocks("sh").into_iter();
-    let pipelines = blocks("yaml").into_iter().flat_map(str::lines);
+    let [migration, _] = blocks("Three examples", "sh")[..] else {
+        panic!("not a migration and a daemon");
+    };
+    let pipelines = blocks("Recipes", "yaml").into_iter().flat_map(str::lines);
     let steps = pipelines.filter_map(|line| {
         let line = line.trim_start();
         line.strip_prefix("- pglock ")
             .or_else(|| line.strip_prefix("run: pglock "))
     });
-    shell
-        .map(|line| line.trim().strip_prefix("pglock ").expect("a step"))
-        .chain(steps)
-        .collect()
+    let shell = migration.trim().strip_prefix("pglock ");
+    [shell.expect("a step")].into_iter().chain(steps).collect()
 }
 
 #[test]
@@ -174,19 +177,48 @@ fn the_migration_runs_on_one_host_and_the_others_find_it_done() {
 }
 
 #[test]
+fn the_daemon_runs_on_one_host_and_on_the_next_when_its_pglock_is_killed() {
+    let server = Server::new();
+    let [_, daemon] = blocks("Three examples", "sh")[..] else {
+        panic!("not a migration and a daemon");
+    };
+    let host = Host::new(&server);
+    let run = || {
+        host.pglock(&server, &["sh", "-ec", &format!("exec {daemon}")], &[])
+            .open_input()
+    };
+    // Of two at once the second ends with 9. One that was killed may not have been reaped yet.
+    host.script(
+        "mailer",
+        "runs() { kill -0 $1 2>/dev/null && ! grep -qs '^State:.Z' /proc/$1/status; }
+        [ ! -e pid ] || ! runs $(cat pid) || exit 9
+        echo $$ > pid; echo mails; exec cat",
+    );
+    let first = run().spawn();
+    first.wait_for_output("mails");
+    let second = run().spawn();
+    second.wait_for_line("Obtaining lock without timeout..");
+    first.signal(Signal::SIGKILL);
+    second.wait_for_output("mails");
+    second.finish().assert_status(0);
+}
+
+#[test]
 fn the_unit_of_systemd_runs_its_report() {
     let server = Server::new();
     let host = Host::new(&server);
-    let units = blocks("ini");
-    let [service, timer] = units[..] else {
-        panic!("not two units");
+    let units = blocks("Recipes", "ini");
+    let [service, timer, daemon] = units[..] else {
+        panic!("not three units");
     };
-    let settings: BTreeMap<&str, &str> = service
-        .lines()
-        .filter_map(|line| line.split_once('='))
-        .collect();
+    let settings_of = |unit: &'static str| -> BTreeMap<&str, &str> {
+        let lines = unit.lines().filter_map(|line| line.split_once('='));
+        lines.collect()
+    };
+    let settings = settings_of(service);
     // Or the command would get systemd's signal from pglock too.
     assert_eq!(settings["KillMode"], "mixed");
+    assert_eq!(settings_of(daemon)["KillMode"], "mixed");
     let words = host.here(settings["ExecStart"]);
     let words: Vec<&str> = words.split(' ').collect();
     let variables: Vec<(&str, &str)> = settings["Environment"]
@@ -203,15 +235,17 @@ fn the_unit_of_systemd_runs_its_report() {
     let units = host.scratch.path();
     fs::write(units.join("report.service"), host.here(service)).expect("write the service");
     fs::write(units.join("report.timer"), timer).expect("write the timer");
+    host.script("mailer", "");
+    fs::write(units.join("mailer.service"), host.here(daemon)).expect("write the daemon");
     let verified = Command::new("systemd-analyze")
         .arg("verify")
-        .args(["report.service", "report.timer"].map(|unit| units.join(unit)))
+        .args(["report.service", "report.timer", "mailer.service"].map(|unit| units.join(unit)))
         .output();
     match verified {
         Ok(output) => {
             let said = String::from_utf8_lossy(&output.stderr);
             assert!(
-                output.status.success() && !said.contains("report."),
+                output.status.success() && !said.contains("report.") && !said.contains("mailer."),
                 "{said}"
             );
         }
@@ -234,11 +268,11 @@ fn the_words_of_the_containers_are_flags_and_a_command() {
     let host = Host::new(&server);
     host.script("job", "echo \"$PGLOCK_LOCK_HELD\"");
     host.script("migrate", "echo \"$PGLOCK_LOCK_HELD\"");
-    let dockerfile = blocks("dockerfile").concat();
+    let dockerfile = blocks("Recipes", "dockerfile").concat();
     let entry = dockerfile
         .lines()
         .find_map(|line| line.strip_prefix("ENTRYPOINT "));
-    let yaml = blocks("yaml").concat();
+    let yaml = blocks("Recipes", "yaml").concat();
     let commands = yaml
         .lines()
         .filter_map(|line| line.trim_start().strip_prefix("command: "));
