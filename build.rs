@@ -1,13 +1,27 @@
-//! Tells the program its version as git has it.
+//! Tells the program its version as git has it, and makes the chapters of its man page of the manual.
 
+use std::path::Path;
 use std::process::Command;
 use std::{env, fs};
 
+#[path = "src/cli/roff.rs"]
+mod roff;
+
+const MANUAL: &str = "doc/manual.md";
+
 fn main() {
-    for changed in ["build.rs", ".git/HEAD", ".git/refs"] {
+    let sources = ["build.rs", "src/cli/roff.rs", MANUAL];
+    for changed in sources.into_iter().chain([".git/HEAD", ".git/refs"]) {
         println!("cargo::rerun-if-changed={changed}");
     }
     println!("cargo::rustc-env=PGLOCK_BUILD_VERSION={}", version());
+    // Nothing unwinds, so the tables that the C library brings for it need no index.
+    if cfg!(feature = "static") && env::var("CARGO_CFG_TARGET_OS").as_deref() == Ok("linux") {
+        println!("cargo::rustc-link-arg-bins=-Wl,--no-eh-frame-hdr");
+    }
+    let manual = fs::read_to_string(MANUAL).expect("the manual");
+    let folder = env::var_os("OUT_DIR").expect("a folder");
+    fs::write(Path::new(&folder).join("manual.man"), roff::roff(&manual)).expect("write");
 }
 
 /// `0.1.0`, or `0.1.0 (v0.1.0-3-gabc1234)` between releases; as git has it, where there is a git to ask.

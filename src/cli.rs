@@ -7,6 +7,7 @@ mod documents;
 pub mod flags;
 pub mod help;
 mod man;
+#[cfg(test)]
 mod roff;
 pub mod values;
 mod variables;

@@ -5,10 +5,11 @@ use std::collections::BTreeMap;
 
 use crate::cli::flags::{FLAGS, Flag, Id, ValueType};
 use crate::cli::help::{help, synopsis};
-use crate::cli::man::{MANUAL, man};
+use crate::cli::man::man;
 use crate::exit::STATUSES;
 
 const README: &str = include_str!("../../README.md");
+const MANUAL: &str = include_str!("../../doc/manual.md");
 
 /// The cells of the table under a heading of the README, but for its head.
 fn table(heading: &str) -> Vec<Vec<&'static str>> {

@@ -1,14 +1,14 @@
 //! The man page, made from the tables of flags and of exit statuses, and from the manual, which is there to be read on its own too.
 
 use crate::cli::flags::{FLAGS, GROUPS};
-use crate::cli::roff::{escape, roff};
 use crate::exit::STATUSES;
 
-/// What there is to say beyond the tables.
-pub const MANUAL: &str = include_str!("../../doc/manual.md");
+/// What there is to say beyond the tables: `doc/manual.md`, as the build has translated it.
+const MANUAL: &str = include_str!(concat!(env!("OUT_DIR"), "/manual.man"));
 
 /// The man page, in the macros of man(7).
 pub fn man() -> String {
+    let escape = |text: &str| text.replace('\\', "\\e").replace('-', "\\-");
     let package = env!("CARGO_PKG_VERSION");
     let mut page = format!(
         ".\\\" Made from the tables of flags and of exit statuses, and from the manual.\n.TH PGLOCK 1 \"\" \"pglock {package}\" \"User Commands\"\n.nh\n.ad l\n"
@@ -83,7 +83,7 @@ Flags end at the first word that is not a flag.
             escape(&capital(row.when)).replace("pglock", "\\fBpglock\\fR")
         ));
     }
-    page.push_str(&roff(MANUAL));
+    page.push_str(MANUAL);
     page.push_str(
         ".SH SEE ALSO
 .BR psql (1),

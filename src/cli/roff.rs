@@ -1,5 +1,5 @@
 //! Markdown to the macros of man(7): as much of it as the manual uses, which is headings, paragraphs, lists, tables and blocks of
-//! code; code, emphasis and links inside of text.
+//! code; code, what is strong, and links inside of text. For the build: the program holds only what comes of it.
 
 /// A document from its first heading of the second level on; what comes before is for those who read it as Markdown.
 pub fn roff(markdown: &str) -> String {
@@ -15,7 +15,7 @@ pub fn roff(markdown: &str) -> String {
 }
 
 /// Plain text, in which nothing is a macro.
-pub fn escape(text: &str) -> String {
+fn escape(text: &str) -> String {
     text.replace('\\', "\\e").replace('-', "\\-")
 }
 
@@ -132,7 +132,7 @@ fn row(line: &str, head: &[String]) -> String {
     entry
 }
 
-/// Text with code and what is strong in bold, emphasis in italics, and of links their words.
+/// Text with code and what is strong in bold, and of links their words.
 fn inline(text: &str) -> String {
     let mut out = String::new();
     let mut rest = text;
