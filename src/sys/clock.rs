@@ -37,11 +37,14 @@ pub fn random() -> f64 {
 /// Seconds since 1970.
 pub fn wall_clock() -> i64 {
     // SAFETY: a null pointer tells the call to only return the time.
-    unsafe { libc::time(ptr::null_mut()) }
+    let time = unsafe { libc::time(ptr::null_mut()) };
+    // 32 bits on some platforms.
+    time as _
 }
 
 /// A time in seconds since 1970 as local time, `2018/09/05 11:17:39`.
 pub fn local_time(time: i64) -> String {
+    let time: libc::time_t = time as _;
     let mut parts = MaybeUninit::<libc::tm>::zeroed();
     // SAFETY: the call reads `time` and fills the structure, for which all zeros are a value too (its
     // pointer may be null).

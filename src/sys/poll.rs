@@ -162,7 +162,7 @@ impl Timer {
                 it_interval: zero,
                 it_value: libc::timespec {
                     tv_sec: moment.as_secs() as _,
-                    tv_nsec: moment.subsec_nanos().into(),
+                    tv_nsec: moment.subsec_nanos() as _,
                 },
             };
             let flags = libc::TFD_TIMER_ABSTIME;

@@ -192,10 +192,10 @@ extern "C" fn handle(signal: c_int) {
 
 #[cfg(target_os = "linux")]
 use libc::__errno_location as errno;
+#[cfg(any(target_os = "freebsd", target_os = "macos"))]
+use libc::__error as errno;
 
 use crate::moment::Moment;
-#[cfg(target_os = "macos")]
-use libc::__error as errno;
 
 /// The signals that arrive, and what pglock was started with, for the command to find it so.
 pub struct Signals {

@@ -106,7 +106,9 @@ fn debian(name: &str, own: &[&str], depends: &[&str]) {
         .filter_map(|word| word.split_whitespace().next())
         .collect();
     assert_eq!(needs, depends);
-    bring_libraries(&root.join("usr/bin/pglock"), &root);
+    if !depends.is_empty() {
+        bring_libraries(&root.join("usr/bin/pglock"), &root);
+    }
     takes_a_lock(&root);
     dpkg(&["--remove", name]);
     assert!(!root.join("usr/bin/pglock").exists());
@@ -175,7 +177,9 @@ fn red_hat(name: &str, needs_libraries: bool) {
     let needs = rpm(&["--query", "--requires", name]).expect("rpm");
     let needs_libpq = needs.lines().any(|line| line.starts_with("libpq.so.5"));
     assert_eq!(needs_libpq, needs_libraries, "{needs}");
-    bring_libraries(&root.join("usr/bin/pglock"), &root);
+    if needs_libraries {
+        bring_libraries(&root.join("usr/bin/pglock"), &root);
+    }
     takes_a_lock(&root);
     rpm(&["--erase", name]);
     let mut left = installed(&root);
