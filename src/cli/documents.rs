@@ -179,3 +179,24 @@ fn what_comes_before_the_reference_is_short() {
     let count = words.count();
     assert!(count <= 2500, "{count} words");
 }
+
+#[test]
+fn the_version_heads_the_changelog_with_its_day() {
+    let changes = include_str!("../../CHANGELOG.md");
+    let heads: Vec<_> = changes
+        .lines()
+        .filter(|line| line.starts_with("## "))
+        .collect();
+    let head = heads.first().expect("a version");
+    let day = head.strip_prefix(concat!("## ", env!("CARGO_PKG_VERSION"), " - "));
+    let day = day.unwrap_or_else(|| panic!("{head}"));
+    let numbers: Vec<&str> = day.split('-').collect();
+    assert_eq!(
+        numbers.iter().map(|n| n.len()).collect::<Vec<_>>(),
+        [4, 2, 2]
+    );
+    assert!(
+        numbers.concat().bytes().all(|byte| byte.is_ascii_digit()),
+        "{day}"
+    );
+}
