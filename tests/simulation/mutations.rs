@@ -113,6 +113,8 @@ pub fn all_are_found(options: &Options) -> bool {
         "Cargo.toml",
         "Cargo.lock",
         "build.rs",
+        "doc",
+        "CHANGELOG.md",
         "README.md",
     ] {
         copy_all(&root.join(part), &copy.path().join(part));
