@@ -101,6 +101,13 @@ const MUTATIONS: &[Mutation] = &[
         is: "Barrier::Starting | Barrier::Down | Barrier::Denied => true,",
         options: "",
     },
+    Mutation {
+        name: "newcomers do not hold off after a promotion",
+        file: "src/lock/restart.rs",
+        was: "let tells_promotion = settings.tells_promotion(dialect);",
+        is: "let tells_promotion = false;",
+        options: "",
+    },
 ];
 
 /// Puts one thing after the other wrong, and tells which was found.

@@ -10,9 +10,8 @@ make simulate ARGS='...':
   --minutes N     stop after so many minutes
   --only N        the schedule of this seed alone, as a story
   --refuse NAME   do not excuse two at once for this reason: ended-alone, down-after-alone, thawed, unguarded,
-                  continued, stepped, promoted, socket-gone; may be given several times
+                  continued, stepped, socket-gone; may be given several times
   --exceptions    also let happen what the README excepts: a stepped clock, pglock killed together with its guardian
-  --promotions    also promote the standby
   --mutations     look whether the simulation finds what is put wrong in copies of the source
   --whole         also fail if a pair of stage and event was not met
 ";
@@ -27,7 +26,6 @@ pub struct Options {
     pub only: Option<u64>,
     pub refused: Vec<Reason>,
     pub exceptions: bool,
-    pub promotions: bool,
     pub mutations: bool,
     pub whole: bool,
 }
@@ -46,7 +44,6 @@ impl Options {
             only: None,
             refused: Vec::new(),
             exceptions: false,
-            promotions: false,
             mutations: false,
             whole: false,
         };
@@ -70,7 +67,6 @@ impl Options {
                     options.refused.push(reason);
                 }
                 "--exceptions" => options.exceptions = true,
-                "--promotions" => options.promotions = true,
                 "--mutations" => options.mutations = true,
                 "--whole" => options.whole = true,
                 "--help" => return Err(HELP.to_owned()),

@@ -85,9 +85,6 @@ fn extra(options: &Options) -> Vec<Kind> {
     if options.exceptions {
         extra.extend([Kind::StepClock, Kind::KillBoth]);
     }
-    if options.promotions {
-        extra.push(Kind::Promote);
-    }
     extra
 }
 
