@@ -50,14 +50,10 @@
 //!   Help, man page, completions and the variable come by themselves. What it does belongs to `acquire/` before the command, to
 //!   `supervise/` with it.
 //! - An exit status: `exit.rs`, likewise.
-<<<<<<< HEAD
+//! - What the man page says beyond these tables: `doc/manual.md`, which is read on its own too; `cli/roff.rs` makes the page of it.
 //! - The hold-off after a restart or a promotion: the rule, its length and its SQL are in `lock/restart.rs`.
 //! - Where a server is looked for that was lost: `server/places.rs`; when a lock on another server counts: `Kinship` in
 //!   `supervise/state.rs`.
-=======
-//! - What the man page says beyond these tables: `doc/manual.md`, which is read on its own too; `cli/roff.rs` makes the page of it.
-//! - The hold-off after a restart: the rule, its length and its SQL are in `lock/restart.rs`.
->>>>>>> 119a492 (Order the README for people: the picture, the examples and the promise first, and the fine print in the manual)
 //! - Another kind of pooler: its words in `server/retry.rs`, with a sample beside each; that a transaction holds the lock there, `server/session_settings.rs`;
 //!   how a waiter goes about it, `acquire/state.rs`. Its tests go to `tests/servers/poolers.rs`.
 //! - The status as JSON: `lock/holders.rs` has the rows, `status.rs` prints them, `show_status` here chooses.
