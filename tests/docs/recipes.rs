@@ -118,7 +118,7 @@ fn a_cluster_is_given_by_all_its_hosts() {
     let server = Server::new();
     let host = Host::new(&server);
     host.script("backup.sh", "echo made");
-    let blocks = blocks("bash");
+    let blocks = blocks("Servers and poolers", "bash");
     let lines: Vec<_> = blocks.iter().flat_map(|block| block.lines()).collect();
     assert_eq!(lines.len(), 2);
     let dir = server.socket_dir();

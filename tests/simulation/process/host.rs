@@ -24,6 +24,10 @@ impl World {
             return;
         }
         it.excuse(Reason::Thawed, now, now + SLACK);
+        // Who has a SIGKILL pending starts nobody any more.
+        if let Some(group) = it.group.as_mut().filter(|group| group.is_dying) {
+            group.late_others = 0;
+        }
         if let Some(group) = it.group.as_mut()
             && group.has_begun
             && !group.is_stopped
