@@ -45,3 +45,32 @@ impl Sub<Duration> for Moment {
         Self(self.0.saturating_sub(time))
     }
 }
+
+/// A time in seconds to the nearest tenth, for people: `0.3`, `10.0`. Counted in whole numbers, for the code and the tables that
+/// print a floating-point number are larger than all else that prints.
+pub fn seconds(time: Duration) -> String {
+    let time = time.saturating_add(Duration::from_millis(50));
+    format!("{}.{}", time.as_secs(), time.subsec_millis() / 100)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_is_shown_to_the_nearest_tenth() {
+        for (milliseconds, shown) in [
+            (0, "0.0"),
+            (49, "0.0"),
+            (50, "0.1"),
+            (949, "0.9"),
+            (950, "1.0"),
+            (9_000, "9.0"),
+            (10_349, "10.3"),
+        ] {
+            assert_eq!(seconds(Duration::from_millis(milliseconds)), shown);
+        }
+        let longest = seconds(Duration::MAX);
+        assert_eq!(longest, format!("{}.9", u64::MAX));
+    }
+}

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use crate::cli::config::Wait;
 use crate::lock::{self, RestartCheck, TURN};
-use crate::moment::Moment;
+use crate::moment::{Moment, seconds};
 use crate::server::retry::Again;
 use crate::server::session_settings::{Dispensable, LockScope};
 use crate::sys::Signal;
@@ -471,8 +471,8 @@ impl fmt::Display for Line {
                 };
                 write!(
                     f,
-                    "The server {what}: holding off for {:.1} s, in which an earlier holder may take its lock again.",
-                    time.as_secs_f64()
+                    "The server {what}: holding off for {} s, in which an earlier holder may take its lock again.",
+                    seconds(*time)
                 )
             }
             Self::NoStandbys => f.write_str(
@@ -513,9 +513,13 @@ pub fn no_connection(server: impl fmt::Display, time: Duration) -> String {
     )
 }
 
-/// A time in seconds, for people.
-fn tenths(time: Duration) -> f64 {
-    (time.as_secs_f64() * 10.0).round() / 10.0
+/// A time in seconds to the nearest tenth, for people; a whole number without one.
+fn tenths(time: Duration) -> String {
+    let seconds = seconds(time);
+    match seconds.strip_suffix(".0") {
+        Some(whole) => whole.to_owned(),
+        None => seconds,
+    }
 }
 
 /// What is under way.

@@ -354,7 +354,7 @@ fn ask<T>(
         sys::wall_clock() + time.as_secs() as i64,
         format_args!(
             "could not connect: no answer from {whom} within {} s",
-            time.as_secs_f64().round()
+            (time + Duration::from_millis(500)).as_secs()
         ),
     );
     signals.while_blocking(deadline, &last_line, Exit::Failed.status(), call)

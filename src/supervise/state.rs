@@ -27,7 +27,7 @@ use std::time::Duration;
 
 use crate::lease::{Lease, Terms};
 use crate::lock::{History, Past};
-use crate::moment::Moment;
+use crate::moment::{Moment, seconds};
 use crate::sys::{Change, Signal};
 
 /// How long to wait between two attempts to reach the server again.
@@ -333,16 +333,16 @@ impl fmt::Display for Why {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         match self {
             Self::Silence(time, None) => {
-                write!(f, "no answer from the server for {}", seconds(*time))
+                write!(f, "no answer from the server for {} s", seconds(*time))
             }
             Self::Silence(time, Some(reason)) => write!(
                 f,
-                "no answer from the server for {} ({reason})",
+                "no answer from the server for {} s ({reason})",
                 seconds(*time)
             ),
             Self::ToldToEnd(time) => write!(
                 f,
-                "no answer from the server for {}, and pglock was told to end the command",
+                "no answer from the server for {} s, and pglock was told to end the command",
                 seconds(*time)
             ),
             Self::NoLease => f.write_str("the session that held it is gone, and there is no lease"),
@@ -361,7 +361,7 @@ impl fmt::Display for Why {
             Self::CheckedLate => f.write_str("the answer that it is still held came too late"),
             Self::EndedAlone(time) => write!(
                 f,
-                "the session that held it ended {} after the server's last sign, while the server ran on; \
+                "the session that held it ended {} s after the server's last sign, while the server ran on; \
                  somebody may have had it meanwhile",
                 seconds(*time)
             ),
@@ -380,7 +380,7 @@ impl fmt::Display for Line {
         match self {
             Self::ConnectionLost(time, reason) => write!(
                 f,
-                "the connection to the server was lost, {} after its last sign: {reason}",
+                "the connection to the server was lost, {} s after its last sign: {reason}",
                 seconds(*time)
             ),
             Self::Terminating(why) => write!(f, "the lock is lost: {why}; stopping the command"),
@@ -396,13 +396,13 @@ impl fmt::Display for Line {
             Self::Overdue => f.write_str("the command did not end in time; killing it"),
             Self::Restarted(time) => write!(
                 f,
-                "The server was restarted; the lock was taken again {} after its last sign, and nobody \
+                "The server was restarted; the lock was taken again {} s after its last sign, and nobody \
                  has had it meanwhile.",
                 seconds(*time)
             ),
             Self::Fired(time) => write!(
                 f,
-                "pglock itself was stopped for too long, {} without a sign of the server: the guardian \
+                "pglock itself was stopped for too long, {} s without a sign of the server: the guardian \
                  has killed the command",
                 seconds(*time)
             ),
@@ -414,11 +414,6 @@ impl fmt::Display for Line {
             ),
         }
     }
-}
-
-/// A time in seconds, for people.
-fn seconds(time: Duration) -> String {
-    format!("{:.1} s", time.as_secs_f64())
 }
 
 /// What a run is to keep to.

@@ -101,7 +101,8 @@ pub(super) fn poll_once(waits: &mut [Wait], timeout: Option<Duration>) -> io::Re
         .collect();
     // Rounded up: rounded down, the last millisecond would be a busy wait.
     let timeout = timeout.map_or(-1, |timeout| {
-        c_int::try_from(timeout.as_nanos().div_ceil(1_000_000)).unwrap_or(c_int::MAX)
+        let up = timeout.saturating_add(Duration::from_nanos(999_999));
+        c_int::try_from(up.as_millis()).unwrap_or(c_int::MAX)
     });
     // SAFETY: the array is as long as the call is told.
     let result = unsafe { libc::poll(polled.as_mut_ptr(), polled.len() as libc::nfds_t, timeout) };

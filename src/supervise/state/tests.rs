@@ -1037,3 +1037,19 @@ fn in_the_transaction_that_holds_the_lock_nothing_is_asked_that_could_be_refused
         assert_eq!(state.asked(), asked);
     }
 }
+
+#[test]
+fn a_time_is_said_in_seconds() {
+    let why = || "why".to_owned();
+    for line in [
+        Line::ConnectionLost(time(4.04), why()).to_string(),
+        Line::Restarted(time(4.04)).to_string(),
+        Line::Fired(time(4.04)).to_string(),
+        Why::Silence(time(4.04), None).to_string(),
+        Why::Silence(time(4.04), Some(why())).to_string(),
+        Why::ToldToEnd(time(4.04)).to_string(),
+        Why::EndedAlone(time(4.04)).to_string(),
+    ] {
+        assert!(line.contains(" 4.0 s"), "{line}");
+    }
+}
