@@ -114,7 +114,7 @@ fn run(arguments: Vec<OsString>) -> u8 {
     sys::load_no_modules();
     let variables: Vec<_> = std::env::vars_os().collect();
     for (name, value) in &variables {
-        secrets::note_variable(&name.to_string_lossy(), &value.to_string_lossy());
+        secrets::note_variable(name, value);
     }
     let exit = match config::read(arguments, &variables) {
         Ok(Request::Help) => print(&cli::help::help()),

@@ -2,8 +2,9 @@
 //! of another library, or as a value of the wrong variable, and from there gets into messages of libpq and of servers.
 //! So what may hold one is refused, or is shown as dots.
 
-use std::cell::RefCell;
+use std::ffi::OsStr;
 use std::net::IpAddr;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Stands in the place of what is not shown.
 pub const HIDDEN: &str = "...";
@@ -86,70 +87,97 @@ struct Secret {
     anywhere: bool,
 }
 
-thread_local! {
-    /// The longest first, so that none is taken for a part of itself.
-    static SECRETS: RefCell<Vec<Secret>> = const { RefCell::new(Vec::new()) };
+/// The longest first, so that none is taken for a part of itself.
+#[derive(Default)]
+struct Secrets(Vec<Secret>);
+
+/// Those of this process.
+static SECRETS: Mutex<Secrets> = Mutex::new(Secrets(Vec::new()));
+
+fn secrets() -> MutexGuard<'static, Secrets> {
+    SECRETS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Takes note of a variable of libpq's or pglock's.
-pub fn note_variable(name: &str, value: &str) {
-    match name.strip_prefix("PGLOCK_") {
-        Some("PASS") => note(value),
-        Some("DATABASE" | "HOST" | "USER" | "PORT" | "SSLMODE") if is_suspect(value) => note(value),
-        Some(_) => {}
-        None => {
-            if let Some(name) = name.strip_prefix("PG") {
-                note_setting(&name.to_lowercase(), value);
-            }
-        }
+/// Takes note of a variable, if it is libpq's or pglock's.
+pub fn note_variable(name: &OsStr, value: &OsStr) {
+    // Most are not.
+    if name.as_encoded_bytes().starts_with(b"PG") {
+        secrets().note_variable(&name.to_string_lossy(), &value.to_string_lossy());
     }
 }
 
 /// Takes note of a setting of libpq's. Such a value is a name, a path, or a word that no message need repeat.
 pub fn note_setting(keyword: &str, value: &str) {
-    let is_password = ["password", "sslpassword"].contains(&keyword);
-    let is_word = !NAMES.contains(&keyword) && !value.contains('/');
-    if is_password || is_word || is_suspect(value) {
-        note(value);
-    }
-}
-
-/// From now on this is hidden in what others say, and so is each part of it that may hold a password, and what a server
-/// leaves of it.
-fn note(text: &str) {
-    let parts = text.split_whitespace().filter(|part| is_suspect(part));
-    for part in [text].into_iter().chain(parts) {
-        add(part);
-        let bytes = &part.as_bytes()[..LONGEST_NAME.min(part.len())];
-        add(&String::from_utf8_lossy(bytes));
-    }
-}
-
-fn add(text: &str) {
-    let anywhere =
-        is_suspect(text) && text.len() >= SHORTEST && text.contains(char::is_alphanumeric);
-    SECRETS.with_borrow_mut(|secrets| {
-        if text.is_empty() || secrets.iter().any(|secret| secret.text == text) {
-            return;
-        }
-        let place = secrets.partition_point(|other| other.text.len() > text.len());
-        let text = text.to_owned();
-        secrets.insert(place, Secret { text, anywhere });
-    });
+    secrets().note_setting(keyword, value);
 }
 
 /// This is shown all the same: the name of a user that is also the password, say.
 pub fn allow(text: &str) {
-    SECRETS
-        .with_borrow_mut(|secrets| secrets.retain(|secret| secret.anywhere || secret.text != text));
+    secrets().allow(text);
 }
 
 /// What others say, without what is to be hidden.
 pub fn mask(text: &str) -> String {
-    SECRETS.with_borrow(|secrets| {
+    secrets().mask(text)
+}
+
+impl Secrets {
+    fn note_variable(&mut self, name: &str, value: &str) {
+        match name.strip_prefix("PGLOCK_") {
+            Some("PASS") => self.note(value),
+            Some("DATABASE" | "HOST" | "USER" | "PORT" | "SSLMODE") if is_suspect(value) => {
+                self.note(value);
+            }
+            Some(_) => {}
+            None => {
+                if let Some(name) = name.strip_prefix("PG") {
+                    self.note_setting(&name.to_lowercase(), value);
+                }
+            }
+        }
+    }
+
+    fn note_setting(&mut self, keyword: &str, value: &str) {
+        let is_password = ["password", "sslpassword"].contains(&keyword);
+        let is_word = !NAMES.contains(&keyword) && !value.contains('/');
+        if is_password || is_word || is_suspect(value) {
+            self.note(value);
+        }
+    }
+
+    /// From now on this is hidden in what others say, and so is each part of it that may hold a password, and what a server
+    /// leaves of it.
+    fn note(&mut self, text: &str) {
+        let parts = text.split_whitespace().filter(|part| is_suspect(part));
+        for part in [text].into_iter().chain(parts) {
+            self.add(part);
+            let bytes = &part.as_bytes()[..LONGEST_NAME.min(part.len())];
+            self.add(&String::from_utf8_lossy(bytes));
+        }
+    }
+
+    fn add(&mut self, text: &str) {
+        if text.is_empty() || self.0.iter().any(|secret| secret.text == text) {
+            return;
+        }
+        let anywhere =
+            is_suspect(text) && text.len() >= SHORTEST && text.contains(char::is_alphanumeric);
+        let place = self
+            .0
+            .partition_point(|other| other.text.len() > text.len());
         let text = text.to_owned();
-        secrets.iter().fold(text, |text, secret| secret.mask(&text))
-    })
+        self.0.insert(place, Secret { text, anywhere });
+    }
+
+    fn allow(&mut self, text: &str) {
+        self.0
+            .retain(|secret| secret.anywhere || secret.text != text);
+    }
+
+    fn mask(&self, text: &str) -> String {
+        let text = text.to_owned();
+        self.0.iter().fold(text, |text, secret| secret.mask(&text))
+    }
 }
 
 impl Secret {
@@ -257,10 +285,11 @@ mod tests {
 
     #[test]
     fn a_secret_is_hidden_where_it_stands_alone() {
-        note_variable("PGLOCK_PASS", "hunter2");
-        note_variable("PGSSLMODE", "require");
-        note_setting("user", "me:swordfish");
-        note_setting("dbname", &format!("{}@x", "é".repeat(40)));
+        let mut secrets = Secrets::default();
+        secrets.note_variable("PGLOCK_PASS", "hunter2");
+        secrets.note_variable("PGSSLMODE", "require");
+        secrets.note_setting("user", "me:swordfish");
+        secrets.note_setting("dbname", &format!("{}@x", "é".repeat(40)));
         for (said, masked) in [
             ("invalid value: \"hunter2\"", "invalid value: \"...\""),
             ("valeur « hunter2 » fausse", "valeur « ... » fausse"),
@@ -281,20 +310,22 @@ mod tests {
             ),
             ("", ""),
         ] {
-            assert_eq!(mask(said), masked);
+            assert_eq!(secrets.mask(said), masked);
         }
     }
 
     #[test]
     fn a_name_that_is_shown_anyway_is_not_hidden_for_being_the_password_too() {
-        note_variable("PGPASSWORD", "postgres");
-        assert_eq!(mask("user \"postgres\""), "user \"...\"");
-        allow("postgres");
-        assert_eq!(mask("user \"postgres\""), "user \"postgres\"");
+        let mut secrets = Secrets::default();
+        secrets.note_variable("PGPASSWORD", "postgres");
+        assert_eq!(secrets.mask("user \"postgres\""), "user \"...\"");
+        secrets.allow("postgres");
+        assert_eq!(secrets.mask("user \"postgres\""), "user \"postgres\"");
     }
 
     #[test]
     fn names_paths_and_addresses_are_not_secrets() {
+        let mut secrets = Secrets::default();
         for (name, value) in [
             ("PGHOST", "db"),
             ("PGHOSTADDR", "::1"),
@@ -305,9 +336,9 @@ mod tests {
             ("PGLOCK_WAIT", "x"),
             ("PATH", "/bin:/usr/bin"),
         ] {
-            note_variable(name, value);
+            secrets.note_variable(name, value);
             let said = format!("\"{value}\"");
-            assert_eq!(mask(&said), said);
+            assert_eq!(secrets.mask(&said), said);
         }
     }
 }
