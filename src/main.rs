@@ -116,7 +116,10 @@ fn run(arguments: Vec<OsString>) -> u8 {
     for (name, value) in &variables {
         secrets::note_variable(name, value);
     }
-    let exit = match config::read(arguments, &variables) {
+    let request = config::read(arguments, &variables);
+    // Not to be kept for as long as the command runs.
+    drop(variables);
+    let exit = match request {
         Ok(Request::Help) => print(&cli::help::help()),
         Ok(Request::Version) => print(&version()),
         Ok(Request::Generate(asset)) => print(&cli::generate(asset)),

@@ -36,6 +36,8 @@ use crate::sys::{self, Change, SharedState, Signal, Signals, Terminal, Timer};
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// Runs the command to its end, then gives the lock up.
+// Inlined, what it has on the stack would be there while pglock waits for the lock.
+#[inline(never)]
 pub fn run(
     config: &Config,
     held: Held,

@@ -114,6 +114,8 @@ impl fmt::Display for UsageError {
 ///
 /// # Errors
 /// The first flag or variable that is not understood, or a combination that cannot work.
+// Inlined, all values given would stay on the stack to the end.
+#[inline(never)]
 pub fn read(
     arguments: Vec<OsString>,
     environment: &[(OsString, OsString)],
