@@ -27,6 +27,8 @@ const DELAY: Duration = Duration::from_millis(20);
 /// How long a contestant leaves the machine to itself before it starts: the server is not done with the one before when that
 /// one has ended.
 const PAUSE: Duration = Duration::from_millis(5);
+/// How often memory is measured at most, for a round takes seconds.
+const MEMORY_ROUNDS: usize = 15;
 
 fn main() {
     let mut rounds = 200;
@@ -61,7 +63,7 @@ fn main() {
         bench.trips();
     }
     if wanted("memory") {
-        bench.memory();
+        bench.memory(rounds.min(MEMORY_ROUNDS));
     }
     if wanted("wake") {
         bench.wake_ups();
@@ -353,24 +355,45 @@ impl Bench {
 
     // Memory
 
-    /// The most memory that pglock and its guardian have had in use at once.
-    fn memory(&self) {
+    /// The most memory that pglock and its guardian have had in use at once. Where a program lies in memory is another place each
+    /// time, and with it how much of it the kernel brings in at once: the median counts.
+    fn memory(&self, rounds: usize) {
         println!(
-            "\nPeak memory, kB (pglock + guardian, of which their own, not shared with files or each other):\n"
+            "\nPeak memory, {rounds} rounds, medians in kB (pglock + guardian, of which their own, not shared with files or each other):\n"
         );
         println!("| | while it holds | while it waits |");
         println!("| --- | --- | --- |");
         let stamp = self.stamp();
-        for (name, program) in &self.pglocks {
-            let command = [stamp.as_str(), "hold"];
-            // Some heartbeats, and some turns in the queue.
-            let flags = ["--block", "--ttl", "3", "--grace", "0"];
-            let line = self.pglock(program, self.at(), &flags, &command);
-            let mut holder = Run::start(&line);
-            holder.wait_until_ready();
-            let waiter = Run::start(&line);
-            sleep(Duration::from_secs(3));
-            println!("| {name} | {} | {} |", peak(&holder), peak(&waiter));
+        let mut peaks = vec![[const { Vec::new() }; 2]; self.pglocks.len()];
+        for (_, program) in &self.pglocks {
+            have_read_anew(program);
+        }
+        for _ in 0..rounds {
+            for ((_, program), peaks) in self.pglocks.iter().zip(&mut peaks) {
+                let command = [stamp.as_str(), "hold"];
+                // Some heartbeats, and some turns in the queue.
+                let flags = ["--block", "--ttl", "3", "--grace", "0"];
+                let line = self.pglock(program, self.at(), &flags, &command);
+                let mut holder = Run::start(&line);
+                holder.wait_until_ready();
+                let waiter = Run::start(&line);
+                sleep(Duration::from_secs(3));
+                peaks[0].push(peak(&holder));
+                peaks[1].push(peak(&waiter));
+            }
+        }
+        for ((name, _), peaks) in self.pglocks.iter().zip(&peaks) {
+            let cells = peaks.each_ref().map(|peaks| {
+                let middle = |part: fn(&Peak) -> f64| median(peaks.iter().map(part).collect());
+                format!(
+                    "{} ({}) + {} ({})",
+                    middle(|peak| peak.pglock.0),
+                    middle(|peak| peak.pglock.1),
+                    middle(|peak| peak.guardian.0),
+                    middle(|peak| peak.guardian.1),
+                )
+            });
+            println!("| {name} | {} |", cells.join(" | "));
         }
     }
 
@@ -450,8 +473,15 @@ fn trip(proxy: &Proxy, line: &[String]) -> String {
     format!("{trips} ({time:.0} ms)")
 }
 
-/// The peak of a pglock, and that of its guardian.
-fn peak(run: &Run) -> String {
+/// Of pglock and its guardian the peak, and how much of its memory is its own, in kB.
+#[derive(Clone)]
+struct Peak {
+    pglock: (f64, f64),
+    guardian: (f64, f64),
+}
+
+/// The peak of a pglock, and that of its guardian, if it has one by now.
+fn peak(run: &Run) -> Peak {
     let pid = run.child.id();
     let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
     let children = children.unwrap_or_default();
@@ -459,20 +489,36 @@ fn peak(run: &Run) -> String {
         fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.contains("guard"))
     });
     let of = |pid: &str| {
-        let field = |file: &str, key: &str| -> u64 {
+        let field = |file: &str, key: &str| -> f64 {
             let text = fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
             let line = text.lines().find_map(|line| line.strip_prefix(key));
             let number = line.and_then(|line| line.split_whitespace().next());
-            number.and_then(|number| number.parse().ok()).unwrap_or(0)
+            number.and_then(|number| number.parse().ok()).unwrap_or(0.0)
         };
-        format!(
-            "{} ({})",
+        (
             field("status", "VmHWM:"),
-            field("smaps_rollup", "Private_Dirty:")
+            field("smaps_rollup", "Private_Dirty:"),
         )
     };
-    let guardian = guardian.map_or("-".to_owned(), of);
-    format!("{} + {guardian}", of(&pid.to_string()))
+    Peak {
+        pglock: of(&pid.to_string()),
+        guardian: guardian.map_or((f64::NAN, f64::NAN), of),
+    }
+}
+
+/// Has a program be read from the disk when it is next started, as it is after a start of the machine. One that was just
+/// built or copied lies in the page cache in larger pieces, and the kernel maps a piece as a whole.
+fn have_read_anew(_program: &Path) {
+    #[cfg(target_os = "linux")]
+    {
+        use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
+
+        let file = fs::File::open(_program).expect("open the program");
+        // What is not on the disk yet could not be dropped.
+        file.sync_all().expect("write the program to the disk");
+        posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)
+            .expect("drop the program from the page cache");
+    }
 }
 
 /// Has a contestant find nothing in its environment that speaks of a server but the password.
