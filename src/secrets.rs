@@ -39,7 +39,7 @@ const SHORTEST: usize = 4;
 /// Whether a text may hold a password. An address, or a list of them, does not for its colons.
 pub fn is_suspect(text: &str) -> bool {
     text.split(',').any(|part| {
-        let lower = part.to_lowercase();
+        let lower = part.to_ascii_lowercase();
         let has_word = PASSWORDS.iter().any(|word| lower.contains(word));
         has_word || part.contains(MARKS) && !is_address(part)
     })
@@ -53,7 +53,7 @@ pub fn is_address(text: &str) -> bool {
 
 /// Whether it is more than a name, and probably a connection string or a part of one.
 pub fn is_string(text: &str) -> bool {
-    let lower = text.to_lowercase();
+    let lower = text.to_ascii_lowercase();
     let has = |one: char, then: char| {
         let found = text.split_once(one);
         found.is_some_and(|(_, rest)| rest.contains(then))
@@ -131,7 +131,7 @@ impl Secrets {
             Some(_) => {}
             None => {
                 if let Some(name) = name.strip_prefix("PG") {
-                    self.note_setting(&name.to_lowercase(), value);
+                    self.note_setting(&name.to_ascii_lowercase(), value);
                 }
             }
         }

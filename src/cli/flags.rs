@@ -413,7 +413,10 @@ impl Flag {
 
     /// The environment variable that stands in for it.
     pub fn variable(&self) -> String {
-        format!("PGLOCK_{}", self.name.to_uppercase().replace('-', "_"))
+        format!(
+            "PGLOCK_{}",
+            self.name.to_ascii_uppercase().replace('-', "_")
+        )
     }
 
     /// The words of which it takes one; none if it takes anything else.

@@ -99,7 +99,7 @@ fn capital(text: &str) -> String {
     let mut letters = text.chars();
     match letters.next() {
         Some(first) if !text.starts_with("pglock") => {
-            first.to_uppercase().collect::<String>() + letters.as_str()
+            first.to_ascii_uppercase().to_string() + letters.as_str()
         }
         _ => text.to_owned(),
     }

@@ -114,7 +114,7 @@ fn mistaken(name: &str, value: &str) -> Option<String> {
 
 /// A name without what is easily got wrong: capitals, and what stands between the words.
 fn plain(name: &str) -> String {
-    name.to_uppercase().replace(['_', '-', '.'], "")
+    name.to_ascii_uppercase().replace(['_', '-', '.'], "")
 }
 
 /// How many slips of the finger a name of this length may have to be taken for another.

@@ -207,7 +207,7 @@ pub fn is_statement_mode(error: &Error) -> bool {
 
 fn row(error: &Error) -> Option<&'static Row> {
     let state = error.sqlstate.as_deref().unwrap_or_default();
-    let message = error.message.to_lowercase();
+    let message = error.message.to_ascii_lowercase();
     TABLE
         .iter()
         .find(|(class, words, _)| state.starts_with(class) && message.contains(words))
