@@ -26,7 +26,11 @@ pub use terminal::*;
 use std::ffi::{CString, c_int};
 
 /// The error for a lease that is over; executing a program never yields it.
+#[cfg(not(target_os = "freebsd"))]
 pub const ETIME: i32 = libc::ETIME;
+/// FreeBSD does not have it; what stands in for it, executing a program does not yield either.
+#[cfg(target_os = "freebsd")]
+pub const ETIME: i32 = libc::ECANCELED;
 
 /// The error for a session that is over; executing a program never yields it.
 pub const ECONNRESET: i32 = libc::ECONNRESET;
