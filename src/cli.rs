@@ -6,9 +6,11 @@ pub mod config;
 mod documents;
 pub mod flags;
 pub mod help;
+mod hints;
 mod man;
 #[cfg(test)]
 mod roff;
+mod spelling;
 pub mod values;
 mod variables;
 

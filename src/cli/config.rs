@@ -10,6 +10,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::time::Duration;
 
 use crate::cli::flags::{Asset, FLAGS, Flag, Id, Meaning, OnLoss, PASSWORD, Value, ValueType};
+use crate::cli::hints;
 use crate::cli::values;
 use crate::cli::variables::{self, PREFIX, Role};
 use crate::lease::{LONGEST_TTL, Terms};
@@ -122,6 +123,8 @@ pub fn read(
 ) -> Result<Request, UsageError> {
     let mut given = AllGiven::default();
     let mut command = Vec::new();
+    // What is asked for in place of a run, and the flag that does.
+    let mut instead: Option<(Request, String)> = None;
     let mut parser = lexopt::Parser::from_args(arguments);
     while let Some(argument) = parser.next().map_err(stray)? {
         let (flag, spelling) = match argument {
@@ -129,31 +132,44 @@ pub fn read(
                 FLAGS.iter().find(|flag| flag.name == name),
                 format!("--{name}"),
             ),
-            lexopt::Arg::Short(letter) => (
-                FLAGS.iter().find(|flag| flag.short == Some(letter)),
-                format!("-{letter}"),
-            ),
+            lexopt::Arg::Short(letter) => {
+                let spelling = format!("-{letter}");
+                let flag = FLAGS.iter().find(|flag| flag.short == Some(letter));
+                match parser.optional_value() {
+                    None => (flag, spelling),
+                    // Several letters behind one dash.
+                    Some(rest) => {
+                        return Err(unknown(&format!("{spelling}{}", rest.to_string_lossy())));
+                    }
+                }
+            }
             lexopt::Arg::Value(word) => {
+                if let Some((_, spelling)) = &instead {
+                    return Err(no_run(spelling, &word));
+                }
                 command.push(word);
                 command.extend(parser.raw_args().map_err(stray)?);
                 break;
             }
         };
         let Some(flag) = flag else {
-            return Err(UsageError(format!(
-                "unknown flag {}; see pglock --help",
-                secrets::before_marks(&spelling).escape_debug()
-            )));
+            return Err(unknown(&spelling));
         };
         let value = value_after(flag, &spelling, &mut parser)?;
-        match (flag.id, value) {
-            (Id::Help, _) => return Ok(Request::Help),
-            (Id::Version, _) => return Ok(Request::Version),
-            (_, Value::Choice((_, Meaning::Asset(asset)))) => {
-                return Ok(Request::Generate(asset));
+        let other = match (flag.id, value) {
+            (Id::Help, _) => Request::Help,
+            (Id::Version, _) => Request::Version,
+            (_, Value::Choice((_, Meaning::Asset(asset)))) => Request::Generate(asset),
+            (_, value) => {
+                given.take(flag, value, Source::Flag, &spelling);
+                continue;
             }
-            (_, value) => given.take(flag, value, Source::Flag, &spelling),
-        }
+        };
+        // Of two the first counts.
+        instead.get_or_insert((other, spelling));
+    }
+    if let Some((request, _)) = instead {
+        return Ok(request);
     }
     let passed_over = given.take_variables(environment)?;
     given.exclude(Id::Block, Id::Wait)?;
@@ -172,6 +188,35 @@ pub fn read(
     } else {
         Request::Run(config)
     })
+}
+
+/// That there is no such flag, and what may have been meant.
+fn unknown(spelling: &str) -> UsageError {
+    let name = secrets::before_marks(spelling);
+    let (name, hint) = match hints::meant(name.trim_start_matches('-')) {
+        None if !name.starts_with("--") => {
+            // A letter may have its value right behind it, which may be a password.
+            let letter: String = name.chars().take(2).collect();
+            let hint = hints::meant(letter.trim_start_matches('-'));
+            (letter, hint)
+        }
+        hint => (name.to_owned(), hint),
+    };
+    let hint = hint.map_or("; see pglock --help".to_owned(), |hint| format!(": {hint}"));
+    UsageError(format!("unknown flag {}{hint}", name.escape_debug()))
+}
+
+/// That a flag that asks for no run has a word behind it, as `-h db` has which psql takes for a host. Whoever has it in a job
+/// would see it succeed, and nothing done.
+fn no_run(spelling: &str, word: &OsStr) -> UsageError {
+    let letter = spelling.strip_prefix('-').filter(|name| name.len() == 1);
+    let hint = letter.and_then(hints::meant);
+    let hint = hint.map_or(String::new(), |hint| format!("; {hint}"));
+    let word = word.to_string_lossy();
+    UsageError(format!(
+        "{spelling} runs no command, but was given {:?}{hint}",
+        secrets::shown(&word)
+    ))
 }
 
 /// The value that follows a flag on the command line.

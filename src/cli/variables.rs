@@ -2,9 +2,8 @@
 //! for; but others than its users set variables that begin with `PGLOCK_` too: Kubernetes for a Service of that name, Docker for a
 //! link, images for what they have installed.
 
-use std::collections::VecDeque;
-
 use crate::cli::flags::{FLAGS, Flag, Id, OTHER_VARIABLES, PASSWORD, ValueType};
+use crate::cli::spelling::{nearest, plain};
 use crate::cli::values::URI_SCHEMES;
 
 /// What all of them begin with.
@@ -68,6 +67,12 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ("FENCING", "FENCE"),
 ];
 
+/// What a flag is called here that has this name elsewhere, in the form of [`plain`].
+pub fn called_here(given: &str) -> Option<&'static str> {
+    let found = ELSEWHERE.iter().find(|(other, _)| *other == given);
+    found.map(|(_, meant)| *meant)
+}
+
 /// The role of a variable whose name begins with [`PREFIX`], with its value.
 pub fn role(name: &str, value: &str) -> Role {
     if OTHER_VARIABLES.contains(&name) {
@@ -93,7 +98,7 @@ fn is_of_a_service(value: &str) -> bool {
 /// What an unknown variable was meant to be.
 fn mistaken(name: &str, value: &str) -> Option<String> {
     let given = plain(name.strip_prefix(PREFIX)?);
-    if let Some((_, meant)) = ELSEWHERE.iter().find(|(other, _)| *other == given) {
+    if let Some(meant) = called_here(&given) {
         return Some(format!("{PREFIX}{meant}"));
     }
     // Whatever its name is.
@@ -102,56 +107,10 @@ fn mistaken(name: &str, value: &str) -> Option<String> {
     }
     let flags = FLAGS.iter().filter(|flag| flag.has_variable());
     let known = flags.map(Flag::variable).chain([PASSWORD.to_owned()]);
-    known
-        .filter_map(|known| {
-            let meant = plain(&known[PREFIX.len()..]);
-            let distance = distance(&given, &meant);
-            (distance <= slips(given.len().min(meant.len()))).then_some((distance, known))
-        })
-        .min_by_key(|(distance, _)| *distance)
-        .map(|(_, known)| known)
-}
-
-/// A name without what is easily got wrong: capitals, and what stands between the words.
-fn plain(name: &str) -> String {
-    name.to_ascii_uppercase().replace(['_', '-', '.'], "")
-}
-
-/// How many slips of the finger a name of this length may have to be taken for another.
-fn slips(length: usize) -> usize {
-    match length {
-        0..=1 => 0,
-        2..=5 => 1,
-        _ => 2,
-    }
-}
-
-/// How many slips of the finger turn one text into the other: a letter too many, one too few, a wrong one, two neighbours swapped
-/// (optimal string alignment).
-fn distance(one: &str, other: &str) -> usize {
-    let other: Vec<char> = other.chars().collect();
-    let row: Vec<usize> = (0..=other.len()).collect();
-    // The last two rows of the table, and the letter before.
-    let mut rows = VecDeque::from([row.clone(), row]);
-    let mut before = None;
-    for (place, letter) in one.chars().enumerate() {
-        let (last_but_one, last) = (&rows[0], &rows[1]);
-        let mut row = vec![place + 1];
-        for column in 0..other.len() {
-            let wrong = usize::from(letter != other[column]);
-            let mut least = (last[column] + wrong)
-                .min(last[column + 1] + 1)
-                .min(row[column] + 1);
-            if column > 0 && before == Some(other[column]) && letter == other[column - 1] {
-                least = least.min(last_but_one[column - 1] + 1);
-            }
-            row.push(least);
-        }
-        rows.push_back(row);
-        rows.pop_front();
-        before = Some(letter);
-    }
-    rows[1][other.len()]
+    nearest(
+        &given,
+        known.map(|known| (plain(&known[PREFIX.len()..]), known)),
+    )
 }
 
 #[cfg(test)]
@@ -295,26 +254,6 @@ mod tests {
             let known = role(&format!("{PREFIX}{meant}"), "x");
             assert!(matches!(known, Role::Flag(_) | Role::Own), "{meant}");
             assert_eq!(plain(other), *other);
-        }
-    }
-
-    #[test]
-    fn a_distance_counts_slips_of_the_finger() {
-        for (one, other, count) in [
-            ("", "", 0),
-            ("", "abc", 3),
-            ("abc", "", 3),
-            ("wait", "wait", 0),
-            ("wiat", "wait", 1),
-            ("wit", "wait", 1),
-            ("waait", "wait", 1),
-            ("want", "wait", 1),
-            ("tiaw", "wait", 3),
-            ("abcdef", "badcfe", 3),
-            ("ca", "abc", 3),
-        ] {
-            assert_eq!(distance(one, other), count, "{one} {other}");
-            assert_eq!(distance(other, one), count, "{other} {one}");
         }
     }
 }

@@ -266,8 +266,82 @@ fn an_unknown_flag_is_refused() {
         let name = flag.split('=').next().expect("a name");
         trial.assert_refused(&trial.pglock().flag(flag), &[name]);
     }
-    // A long flag with one dash is a bundle of short ones.
-    trial.assert_refused(&trial.pglock().flags(["-wait", "5"]), &["-w"]);
+}
+
+#[test]
+fn an_unknown_flag_is_refused_and_the_likely_one_named() {
+    let trial = Trial::new();
+    for (given, words) in [
+        // psql
+        (&["-U", "ops"][..], &["-U", "--user"][..]),
+        (&["-p", "5432"], &["-p", "--port"]),
+        (&["-p5432"], &["-p", "--port"]),
+        (&["-d", "app"], &["-d", "--database"]),
+        (&["-W"], &["-W", "PGLOCK_PASS"]),
+        (&["--dbname", "app"], &["--dbname", "--database"]),
+        (&["--username=ops"], &["--username", "--user"]),
+        (&["--password=hunter2"], &["--password", "PGLOCK_PASS"]),
+        // flock and consul
+        (&["-w", "5"], &["-w", "--wait"]),
+        (&["-n"], &["-n", "does not wait", "--slots"]),
+        (&["-n=3"], &["-n", "--slots"]),
+        (&["-E", "75"], &["-E", "--conflict-exit-code"]),
+        (&["-c", "true"], &["-c", "sh -c"]),
+        (&["-s"], &["-s", "--shared"]),
+        (&["--timeout", "5"], &["--timeout", "--wait"]),
+        (&["--shell"], &["--shell", "sh -c"]),
+        (&["--name", "x"], &["--name", "--lockname"]),
+        // A long flag with one dash.
+        (&["-quiet"], &["-quiet", "did you mean --quiet?"]),
+        (&["-wait", "5"], &["-wait", "did you mean --wait?"]),
+        (&["-host", "db"], &["-host", "did you mean --host?"]),
+        // Slips of the finger.
+        (&["--wiat", "5"], &["--wiat", "did you mean --wait?"]),
+        (&["--lock-id=7"], &["--lock-id", "did you mean --lockid?"]),
+        (&["--LOCKID", "7"], &["--LOCKID", "did you mean --lockid?"]),
+        (&["--verbos"], &["--verbos", "did you mean --verbose?"]),
+        (&["--bogus"], &["--bogus", "see pglock --help"]),
+    ] {
+        trial.assert_refused(&trial.pglock().flags(given), words);
+    }
+    // What stands right behind a letter is no name, and may be a password.
+    for given in ["-phunter2", "-Whunter2", "--password=hunter2", "-hhunter2"] {
+        let output = trial.pglock().flag(given).run();
+        output
+            .assert_refused(&[&given[..2]])
+            .assert_nowhere("hunter2");
+    }
+}
+
+#[test]
+fn no_job_is_taken_for_a_question() {
+    let trial = Trial::new();
+    for given in [
+        &["-h"][..],
+        &["--help"],
+        &["-V"],
+        &["--version"],
+        &["--generate", "bash"],
+        &["--wait", "5", "-h"],
+        &["-h", "--wait", "5"],
+        &["-h", "--"],
+    ] {
+        trial.assert_refused(&trial.pglock().flags(given), &["runs no command"]);
+    }
+    // As psql would be called.
+    let pglock = Pglock::at(trial.witness.port());
+    let psql = pglock.flags(["-h", "db", "-U", "ops"]);
+    trial.assert_refused(
+        &psql.command(trial.marker.command()),
+        &["-h", "\"db\"", "--host"],
+    );
+    for given in [
+        &["-U", "ops", "-h", "db"][..],
+        &["-h", "-U", "ops"],
+        &["-hdb"],
+    ] {
+        trial.assert_refused(&trial.pglock().flags(given), &["unknown flag"]);
+    }
 }
 
 #[test]

@@ -89,7 +89,7 @@ fn help_and_version_need_no_sane_environment_and_no_server() {
         let broken = Pglock::at(witness.port())
             .env("PGLOCK_LOCKID", "abc")
             .env("PGLOCK_NONSENSE", "1");
-        broken.flag(flag).command(["false"]).run().assert_status(0);
+        broken.flag(flag).run().assert_status(0);
         // Also when other flags come first.
         Pglock::at(witness.port())
             .flags(["--wait", "5", flag])
