@@ -4,6 +4,7 @@ mod completions;
 pub mod config;
 #[cfg(test)]
 mod documents;
+mod durations;
 pub mod flags;
 pub mod help;
 mod hints;

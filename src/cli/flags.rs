@@ -15,6 +15,8 @@ pub enum ValueType {
     Choice(&'static [Choice]),
     /// A whole number from 0 to this one, 2^n - 1.
     Number(u32),
+    /// A whole number of seconds, or of minutes or hours with their letter behind it; its value is a number of seconds.
+    Seconds,
     /// A port number, or a list of them to match a list of hosts.
     Ports,
 }
@@ -234,7 +236,7 @@ pub const FLAGS: &[Flag] = &[
         group: Group::Basic,
         name: "wait",
         short: None,
-        value: ValueType::Number(u32::MAX),
+        value: ValueType::Seconds,
         default: None,
         help: "Amount of seconds to wait for a lock to be obtained.",
     },
@@ -288,7 +290,7 @@ pub const FLAGS: &[Flag] = &[
         group: Group::Lease,
         name: "ttl",
         short: None,
-        value: ValueType::Number(u32::MAX),
+        value: ValueType::Seconds,
         default: Some(Value::Number(15)),
         help: "Amount of seconds without a sign of pglock after which the server gives the lock up; 0 turns the lease off.",
     },
@@ -297,7 +299,7 @@ pub const FLAGS: &[Flag] = &[
         group: Group::Lease,
         name: "grace",
         short: None,
-        value: ValueType::Number(u32::MAX),
+        value: ValueType::Seconds,
         default: Some(Value::Number(5)),
         help: "Amount of seconds from SIGTERM to SIGKILL when the lock is lost.",
     },
@@ -333,7 +335,7 @@ pub const FLAGS: &[Flag] = &[
         group: Group::Connection,
         name: "connect-timeout",
         short: None,
-        value: ValueType::Number(u32::MAX),
+        value: ValueType::Seconds,
         default: Some(Value::Number(10)),
         help: "Amount of seconds for connecting, all hosts together, and for each answer; 0 sets no limit.",
     },
@@ -433,7 +435,7 @@ impl Flag {
             ValueType::Switch => "",
             ValueType::Text | ValueType::Choice(_) => "string",
             ValueType::Number(max) if max == u32::from(u8::MAX) => "uint8",
-            ValueType::Number(_) => "uint32",
+            ValueType::Number(_) | ValueType::Seconds => "uint32",
             ValueType::Ports => "uint16",
         }
     }
@@ -461,6 +463,7 @@ mod tests {
                     choices.contains(choice)
                 }
                 (Some(Value::Number(number)), ValueType::Number(max)) => *number <= max,
+                (Some(Value::Number(_)), ValueType::Seconds) => true,
                 _ => false,
             };
             assert!(fits, "--{}", flag.name);

@@ -48,6 +48,7 @@ Usage:
   pglock [flags] [--] command [arg ...]
   pglock --status [flags]
 
+A number of seconds may have a unit: 90s, 5m, 2h.
 ",
     );
     let statuses: String = STATUSES.iter().map(|row| row.in_help).collect();

@@ -42,6 +42,7 @@ and
 stops the command before that when it has had no sign of the server.
 .PP
 Flags end at the first word that is not a flag.
+A number of seconds may have a unit: 90s, 5m, 2h.
 .SH OPTIONS
 ",
     );

@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 
+use crate::cli::durations;
 use crate::cli::flags::{Flag, Id, Value, ValueType};
 use crate::secrets;
 
@@ -41,6 +42,7 @@ pub fn parse(flag: &Flag, value: &OsStr) -> Result<Value, String> {
             .filter(|number| *number <= max)
             .map(Value::Number)
             .ok_or_else(|| format!("is not a whole number from 0 to {max}")),
+        ValueType::Seconds => durations::seconds(text).map(Value::Number),
         ValueType::Ports => ports(text)
             .map(|ports| Value::Ports(ports.into()))
             .ok_or_else(|| "is not a port from 1 to 65535, nor a list of them".to_owned()),
@@ -112,7 +114,7 @@ pub fn check_host(text: &str) -> Result<(), String> {
 }
 
 /// Digits only: `str::parse` alone would take a sign as well.
-fn whole_number(text: &str) -> Option<u32> {
+pub fn whole_number(text: &str) -> Option<u32> {
     text.bytes()
         .all(|byte| byte.is_ascii_digit())
         .then(|| text.parse().ok())

@@ -98,6 +98,59 @@ fn a_number_that_is_none_is_refused() {
     }
 }
 
+const DURATIONS: [&str; 4] = ["--wait", "--ttl", "--grace", "--connect-timeout"];
+
+#[test]
+fn a_duration_has_seconds_minutes_or_hours_and_the_log_says_seconds() {
+    let server = Server::new();
+    for (given, seconds) in [("90", 90), ("90s", 90), ("2m", 120), ("1h", 3600)] {
+        let line = format!("Obtaining lock with {seconds} seconds timeout..");
+        let pglock = Pglock::on(&server).command(["true"]);
+        for pglock in [
+            pglock.clone().flags(["--wait", given]),
+            pglock.env("PGLOCK_WAIT", given),
+        ] {
+            let output = pglock.run();
+            output.assert_status(0);
+            assert!(output.log().contains(&line), "{}", output.report());
+        }
+        let pglock = Pglock::on(&server).flags(["--verbose", "--connect-timeout", given]);
+        let output = pglock
+            .flags(["--ttl", given, "--grace", "1s"])
+            .command(["true"])
+            .run();
+        output.assert_status(0);
+        let lease = format!("with a lease of {seconds} s.");
+        assert!(output.stderr().contains(&lease), "{}", output.report());
+    }
+    let trial = Trial::new();
+    let ttl = trial.pglock().flags(["--ttl", "1m", "--grace", "1h"]);
+    trial.assert_refused(&ttl, &["--grace 3600", "--ttl 60", "at most --grace 38"]);
+}
+
+#[test]
+fn of_a_duration_that_is_none_it_is_said_what_is_meant() {
+    let trial = Trial::new();
+    for flag in DURATIONS {
+        for (value, words) in [
+            ("1.5", &["whole number of seconds", "did you mean 2s?"][..]),
+            ("10 s", &["whole number of seconds", "did you mean 10s?"]),
+            ("1h30m", &["did you mean 90m?"]),
+            ("-5s", &["whole number of seconds"]),
+            ("71582789m", &["more than 4294967295 seconds"]),
+        ] {
+            let words: Vec<&str> = words.iter().copied().chain([flag, value]).collect();
+            trial.assert_refused(&trial.pglock().flags([flag, value]), &words);
+            let name = variable(flag);
+            let words: Vec<&str> = words
+                .iter()
+                .map(|w| if *w == flag { &name } else { *w })
+                .collect();
+            trial.assert_refused(&trial.pglock().env(&name, value), &words);
+        }
+    }
+}
+
 #[test]
 fn a_bad_list_of_ports_is_refused() {
     let trial = Trial::new();
