@@ -1,6 +1,6 @@
 //! The help text, made from the tables of flags and of exit statuses.
 
-use crate::cli::flags::{FLAGS, Flag, GROUPS, Value};
+use crate::cli::flags::{FLAGS, Flag, GROUPS, Group, Value};
 use crate::exit::STATUSES;
 
 /// How long a line of the text may be that is broken here.
@@ -36,10 +36,15 @@ PGLOCK_PASS needs to be configured to authenticate to the database.
                 Some(other) => format!(" (default {other})"),
             };
             let synopsis = synopsis(flag);
-            text.push_str(&format!(
-                "{short}{synopsis:width$}   {}{default}\n",
-                flag.help
-            ));
+            let head = format!("{short}{synopsis:width$}   ");
+            let sentence = format!("{}{default}", flag.help);
+            match group {
+                // The Go tool's lines, which are as long as they are.
+                Group::Basic => text.push_str(&format!("{head}{sentence}\n")),
+                Group::Lock | Group::Lease | Group::Connection | Group::Output => {
+                    text.push_str(&broken(&head, &sentence));
+                }
+            }
         }
     }
     text.push_str(
@@ -52,7 +57,7 @@ A number of seconds may have a unit: 90s, 5m, 2h.
 ",
     );
     let statuses: String = STATUSES.iter().map(|row| row.in_help).collect();
-    text.push_str(&broken(&format!("Exit status: {statuses}.")));
+    text.push_str(&broken("", &format!("Exit status: {statuses}.")));
     text
 }
 
@@ -63,15 +68,16 @@ pub fn synopsis(flag: &Flag) -> String {
         .to_owned()
 }
 
-/// A text in lines that are no longer than [`WIDTH`].
-fn broken(text: &str) -> String {
-    let mut broken = String::new();
-    let mut column = 0;
+/// A text behind this head, in lines that are no longer than [`WIDTH`]; those after the first begin where the text does.
+fn broken(head: &str, text: &str) -> String {
+    let mut broken = head.to_owned();
+    let mut column = head.len();
     for word in text.split(' ') {
-        if column > 0 && column + 1 + word.len() > WIDTH {
+        if column > head.len() && column + 1 + word.len() > WIDTH {
             broken.push('\n');
-            column = 0;
-        } else if column > 0 {
+            broken.push_str(&" ".repeat(head.len()));
+            column = head.len();
+        } else if column > head.len() {
             broken.push(' ');
             column += 1;
         }
@@ -91,9 +97,13 @@ mod tests {
         let word = "x".repeat(WIDTH / 2);
         let fits = format!("{word} {word}");
         assert_eq!(fits.len(), WIDTH);
-        assert_eq!(broken(&fits), format!("{fits}\n"));
-        assert_eq!(broken(&format!("{fits} y")), format!("{fits}\ny\n"));
+        assert_eq!(broken("", &fits), format!("{fits}\n"));
+        assert_eq!(broken("", &format!("{fits} y")), format!("{fits}\ny\n"));
         let long = "y".repeat(WIDTH + 1);
-        assert_eq!(broken(&long), format!("{long}\n"));
+        assert_eq!(broken("", &long), format!("{long}\n"));
+        assert_eq!(broken("  --x  ", "a b"), "  --x  a b\n");
+        let rest = &fits[7..];
+        let expected = format!("  --x  {rest}\n       y\n");
+        assert_eq!(broken("  --x  ", &format!("{rest} y")), expected);
     }
 }

@@ -53,6 +53,10 @@ fn the_help_goes_on_with_the_other_flags_in_the_same_style() {
     for line in text.lines() {
         assert_eq!(line, line.trim_end(), "blanks at the end of a line");
     }
+    // Below the Go tool's lines it fits a terminal of 80 columns.
+    for line in rest.lines() {
+        assert!(line.chars().count() < 80, "{line}");
+    }
 }
 
 #[test]
