@@ -29,6 +29,7 @@ use crate::server::session::Session;
 use crate::server::session_settings::LockScope;
 use crate::server::wait::{self, Interrupt};
 use crate::sys::{self, Signals};
+use crate::text;
 
 /// Takes the lock as the configuration wants it. `start` is when pglock was started, on the clock of
 /// [`sys::now`].
@@ -117,7 +118,7 @@ impl<'a> Attempt<'a> {
             target,
             state: State::new(plan, start),
             exchange: Exchange::new(config, signals)
-                .map_err(|error| failed(format_args!("no memory: {error}")))?,
+                .map_err(|error| failed(format_args!("no memory: {}", text::reason(&error))))?,
             host: 0,
             settings: Conninfo::new(),
         })
@@ -208,9 +209,12 @@ impl<'a> Attempt<'a> {
 
     /// What there is, now that the lock is held.
     fn held(mut self, taken: Taken) -> Result<Held, AcquireError> {
-        self.exchange
-            .settle_guardian()
-            .map_err(|error| failed(format_args!("could not start the guardian: {error}")))?;
+        self.exchange.settle_guardian().map_err(|error| {
+            failed(format_args!(
+                "could not start the guardian: {}",
+                text::reason(&error)
+            ))
+        })?;
         let session = self.exchange.take_session();
         let (Some(session), Some(lock)) = (session, self.exchange.lock) else {
             return Err(failed("no lock is held"));

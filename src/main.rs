@@ -107,7 +107,8 @@ fn run(arguments: Vec<OsString>) -> u8 {
     if let Err(error) = sys::occupy_standard_descriptors() {
         let log = Log::new(Verbosity::Quiet);
         log.error(format_args!(
-            "could not open a standard descriptor: {error}"
+            "could not open a standard descriptor: {}",
+            text::reason(&error)
         ));
         return Exit::Failed.status();
     }
@@ -189,8 +190,9 @@ fn name_passed_over(config: &Config, log: Log) {
 }
 
 fn catch_signals() -> Result<Signals, AcquireError> {
-    Signals::catch()
-        .map_err(|error| AcquireError::Failed(format!("could not catch signals: {error}")))
+    Signals::catch().map_err(|error| {
+        AcquireError::Failed(format!("could not catch signals: {}", text::reason(&error)))
+    })
 }
 
 /// For what ended pglock before there was a command.
@@ -217,7 +219,10 @@ fn print(text: &str) -> Exit {
         Ok(()) => Exit::Status(0),
         Err(error) => {
             let log = Log::new(Verbosity::Quiet);
-            log.error(format_args!("could not write to standard output: {error}"));
+            log.error(format_args!(
+                "could not write to standard output: {}",
+                text::reason(&error)
+            ));
             Exit::Failed
         }
     }

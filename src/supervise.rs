@@ -31,6 +31,7 @@ use crate::server::session_name;
 use crate::server::session_settings::LockScope;
 use crate::server::wait;
 use crate::sys::{self, Change, SharedState, Signal, Signals, Terminal, Timer};
+use crate::text;
 
 /// How long to wait before the next turn of the loop when `poll` fails.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -83,7 +84,10 @@ pub fn run(
     let command = match started {
         Ok(command) => command,
         Err(error) => {
-            log.error(format_args!("could not start {words}: {error}"));
+            log.error(format_args!(
+                "could not start {words}: {}",
+                text::reason(&error)
+            ));
             return give_up(held, signals, Exit::Failed);
         }
     };
@@ -201,7 +205,8 @@ impl Supervisor<'_> {
         ];
         let left = deadline.map(|deadline| deadline.since(now));
         if let Err(error) = sys::poll(&mut waits, left) {
-            self.log.error(format_args!("poll: {error}"));
+            self.log
+                .error(format_args!("poll: {}", text::reason(&error)));
             sys::pause(PAUSE);
         }
         waits[2].ready
@@ -306,7 +311,8 @@ impl Supervisor<'_> {
         {
             self.out_of_reach = true;
             self.log.error(format_args!(
-                "could not kill the command, which has become another user's: {error}"
+                "could not kill the command, which has become another user's: {}",
+                text::reason(&error)
             ));
         }
     }

@@ -1,6 +1,8 @@
 //! Text of users, servers and hosts, made fit to be shown: nothing in it that a terminal would obey or that the eye would
 //! miss, and not without end.
 
+use std::io;
+
 /// Stands in the place of a character that is not shown.
 const HIDDEN: char = '?';
 /// Stands where the rest was cut off.
@@ -21,6 +23,15 @@ pub fn line(text: &str, most: usize) -> String {
 /// The text itself, of at most so many bytes; a line break is one more character that is not shown.
 pub fn field(text: &str, most: usize) -> String {
     fit(text.chars(), most)
+}
+
+/// An error of the system's in its words alone: the number that the library adds says nothing to most.
+pub fn reason(error: &io::Error) -> String {
+    let text = error.to_string();
+    match error.raw_os_error() {
+        Some(number) => text.replace(&format!(" (os error {number})"), ""),
+        None => text,
+    }
 }
 
 /// Takes no more of the characters than there is room for: a server may send a line of gigabytes.
@@ -121,6 +132,16 @@ mod tests {
             assert_eq!(field(text, 1000), text);
             assert_eq!(line(text, 1000), text);
         }
+    }
+
+    #[test]
+    fn an_error_of_the_system_s_is_said_without_its_number() {
+        let error = io::Error::from_raw_os_error(2);
+        assert_eq!(reason(&error), "No such file or directory");
+        assert_eq!(
+            reason(&io::Error::other("why (os error 2)")),
+            "why (os error 2)"
+        );
     }
 
     #[test]

@@ -15,6 +15,7 @@ use crate::server::session::{self, Session};
 use crate::server::session_settings::SessionSettings;
 use crate::server::wait::{self, Interrupt, next_event};
 use crate::sys::{SharedState, Signals};
+use crate::text;
 
 /// What is wrong where there is nobody to ask.
 const NO_SESSION: &str = "there is no session";
@@ -117,7 +118,7 @@ impl<'a> Exchange<'a> {
         if question.is_guarded()
             && let Err(error) = self.guard()
         {
-            return Event::Unguarded(error.to_string());
+            return Event::Unguarded(text::reason(&error));
         }
         loop {
             let session = match self.session() {

@@ -10,6 +10,7 @@ use crate::moment::Moment;
 use crate::pq::{Conninfo, Error};
 use crate::server::wait::{Interrupt, wait_or_signal};
 use crate::sys::{self, ForkedCall, Signals, Wait};
+use crate::text;
 
 /// What the child's answer begins with if there is no address.
 const FAILURE: &str = "!";
@@ -32,7 +33,10 @@ impl LookUp {
         let call = sys::inquire(|| look_up(host)).map_err(|error| {
             not_found(
                 host,
-                &format!("could not start a process for the look-up: {error}"),
+                &format!(
+                    "could not start a process for the look-up: {}",
+                    text::reason(&error)
+                ),
             )
         })?;
         Ok(Some(Self {

@@ -10,6 +10,7 @@ use crate::moment::Moment;
 use crate::pq::{Error, Interest, Outcome};
 use crate::server::session::{Event, Session};
 use crate::sys::{self, Signal, Signals};
+use crate::text;
 
 /// How long to wait for a server's answer to a cancel or an unlock before leaving the rest to the close of
 /// the connection.
@@ -113,7 +114,7 @@ pub fn wait_or_signal(
     loop {
         sys::poll(&mut waits, left(deadline)).map_err(|error| {
             Interrupt::Failed(Error {
-                message: format!("poll: {error}"),
+                message: format!("poll: {}", text::reason(&error)),
                 ..Error::default()
             })
         })?;

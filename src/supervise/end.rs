@@ -1,5 +1,6 @@
 //! The end of a run: the lock is given up, the terminal taken back, and what became of the command becomes pglock's own end.
 
+use std::ffi::OsString;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -12,6 +13,7 @@ use crate::exit::Exit;
 use crate::held::Held;
 use crate::lock;
 use crate::sys::{self, Change, Signal, Signals};
+use crate::text;
 
 /// Gives the lock up without having run the command.
 pub fn give_up(mut held: Held, signals: &Signals, exit: Exit) -> Exit {
@@ -19,6 +21,16 @@ pub fn give_up(mut held: Held, signals: &Signals, exit: Exit) -> Exit {
         held.guardian.dismiss();
     });
     exit
+}
+
+/// Whether a command looks like what only a shell understands: a whole line in one word, or a variable before the program.
+fn is_line_of_shell(command: &[OsString]) -> bool {
+    let is_line = |byte: &u8| byte.is_ascii_whitespace() || b"|&;<>$`".contains(byte);
+    match command {
+        [] => false,
+        [word] if word.as_bytes().iter().any(is_line) => true,
+        [word, ..] => word.as_bytes().contains(&b'='),
+    }
 }
 
 impl Supervisor<'_> {
@@ -88,12 +100,15 @@ impl Supervisor<'_> {
         let is_missing = error.kind() == io::ErrorKind::NotFound;
         let hint = if is_missing && is_path && Path::new(program).exists() {
             "; it is there, so what is missing is the interpreter that its first line names"
+        } else if is_missing && is_line_of_shell(&self.config.command) {
+            "; pglock runs a program and no shell: a line of shell goes as pglock sh -c '...'"
         } else {
             ""
         };
         self.log.error(format_args!(
-            "could not execute {:?}: {error}{hint}",
-            program.to_string_lossy()
+            "could not execute {:?}: {}{hint}",
+            program.to_string_lossy(),
+            text::reason(error)
         ));
         Exit::of_exec_error(error)
     }
@@ -112,5 +127,30 @@ impl Supervisor<'_> {
             terminal.restore_modes();
         }
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_of_shell_is_told_from_a_program() {
+        for (words, is_line) in [
+            (&["echo hello"][..], true),
+            (&["a|b"], true),
+            (&["a&&b"], true),
+            (&["$HOME/job"], true),
+            (&["A=1", "job"], true),
+            (&["A=1"], true),
+            (&["job"], false),
+            (&["/opt/job"], false),
+            (&["my job", "x"], false),
+            (&["job", "A=1", "a|b"], false),
+            (&[], false),
+        ] {
+            let command: Vec<OsString> = words.iter().map(OsString::from).collect();
+            assert_eq!(is_line_of_shell(&command), is_line, "{words:?}");
+        }
     }
 }

@@ -16,6 +16,7 @@ use crate::server::resolve::LookUp;
 use crate::server::session::{self, Session};
 use crate::server::session_name;
 use crate::sys;
+use crate::text;
 
 /// What there is of a connection.
 pub enum Wire {
@@ -86,8 +87,10 @@ impl Supervisor<'_> {
     /// Says it once, for it is tried again and again.
     pub(super) fn say_unguarded(&mut self, error: &io::Error) {
         if !std::mem::replace(&mut self.is_unguarded_said, true) {
-            self.log
-                .error(format_args!("could not start a guardian: {error}"));
+            self.log.error(format_args!(
+                "could not start a guardian: {}",
+                text::reason(error)
+            ));
         }
     }
 
@@ -147,7 +150,7 @@ impl Supervisor<'_> {
             }
             Err(error) => Some(Event::NotConnected(
                 Barrier::Refused,
-                format!("could not start a thread: {error}"),
+                format!("could not start a thread: {}", text::reason(&error)),
             )),
         }
     }
@@ -206,7 +209,7 @@ impl Supervisor<'_> {
                     Err(error) => {
                         self.wire = Wire::None;
                         self.say_unguarded(&error);
-                        Event::NotConnected(Barrier::Unguarded, error.to_string())
+                        Event::NotConnected(Barrier::Unguarded, text::reason(&error))
                     }
                 }
             }

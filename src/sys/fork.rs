@@ -9,6 +9,8 @@ use std::sync::atomic::{AtomicI32, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use crate::text;
+
 /// A program to execute.
 pub struct Program {
     /// Its name or path, and its arguments; not empty.
@@ -36,7 +38,7 @@ impl Child {
             errno if errno > 0 => Some(error(errno)),
             errno => Some(io::Error::other(format!(
                 "its process could not be made ready: {}",
-                error(-errno)
+                text::reason(&error(-errno))
             ))),
         }
     }

@@ -83,6 +83,15 @@ fn what_cannot_be_executed_is_126_and_what_is_not_there_127() {
             output.report()
         );
     }
+    // A line of shell in one word, or with a variable before it.
+    for words in [&["echo hello"][..], &["true && true"], &["A=1", "true"]] {
+        let output = Pglock::on(&server).command(words).run();
+        output.assert_status(127).assert_stdout("");
+        let stderr = output.stderr();
+        let is_told = stderr.contains("No such file or directory; ") && stderr.contains("sh -c");
+        assert!(is_told, "{}", output.report());
+        output.assert_nowhere("os error");
+    }
     // Found in PATH, but not executable.
     let output = Pglock::on(&server)
         .env("PATH", scratch.path())
