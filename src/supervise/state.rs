@@ -1402,8 +1402,11 @@ impl State {
                 self.kill_command(now);
                 self.give_up_connecting();
             }
-            // It was lost before.
-            Stage::Terminating(_) => self.kill_command(now),
+            // It was lost before, and the two had the same deadline.
+            Stage::Terminating(_) => {
+                self.say(Line::Overdue);
+                self.kill_command(now);
+            }
             Stage::Killed(_) => {}
         }
     }
