@@ -216,7 +216,9 @@ fn a_server_that_is_always_young_is_left() {
     // Behind a pooler it may be young a second time.
     let pooled = |query: &str| {
         let answer = match query {
-            _ if query.starts_with("begin") => [complete(), row(&["young"]), row(&[])].concat(),
+            _ if query.starts_with("begin") => {
+                [complete(), row(&[""]), row(&["young"]), row(&[])].concat()
+            }
             _ if query.contains("try_advisory") => [row(&["pooled"]), row(&[])].concat(),
             _ if query.starts_with("rollback") => complete(),
             _ => row(&["2.9", "f", "f"]),

@@ -16,7 +16,7 @@ use std::time::Duration;
 use super::judge::{Excuse, Reason};
 use super::random::Random;
 use super::schedule::{Behaviour, Cue, Kind, Ordered, Schedule};
-use super::server::{MADE_UP, OWN};
+use super::server::{MADE_UP, OWN, Phase};
 use super::time::{Clock, MILLISECOND, SECOND, Time, micros};
 use super::world::{Event, ToClient, ToServer, World};
 use crate::acquire::asked as acquire_asked;
@@ -273,6 +273,11 @@ impl Client {
             })
     }
 
+    /// Whether it has not begun yet.
+    pub fn is_unborn(&self) -> bool {
+        matches!(self.life, Life::Unborn)
+    }
+
     /// What there is of it when all is over, if anything.
     pub fn left(&self) -> Option<&'static str> {
         if !self.has_exited() {
@@ -424,9 +429,10 @@ impl World {
     }
 
     pub fn begin(&mut self, client: usize) {
-        if self.clients[client].is_dead {
+        if self.clients[client].is_dead || !self.clients[client].is_unborn() {
             return;
         }
+        self.disturb();
         let now = self.now_of(client);
         let it = &mut self.clients[client];
         let plan = acquire::Plan {
@@ -488,6 +494,10 @@ impl World {
         it.excuse(Reason::EndedAlone, now, until);
         if let Life::Supervising(_) = it.life {
             it.ended_alone = true;
+        }
+        // It goes down already, but lets those who are there have the lock.
+        if self.server.phase == Phase::Smart {
+            self.clients[client].server_goes_down(now);
         }
     }
 

@@ -43,6 +43,8 @@ pub enum Cue {
     Connects,
     /// A command is killed.
     Kills,
+    /// The server ends a session that was silent for too long.
+    TimesOut,
     /// One who is on the way to the lock does this.
     Orders(Ordered),
 }
@@ -196,6 +198,8 @@ pub enum Kind {
     KillGuardian,
     KillBoth,
     // The command and who uses it.
+    /// An invocation that has not begun yet does.
+    Arrive,
     KillCommand,
     StopCommand,
     SuspendCommand,
@@ -275,7 +279,9 @@ impl Kind {
     ];
 
     /// Those of which two in a row are rarest.
-    const TRAPS: [Self; 12] = [
+    const TRAPS: [Self; 14] = [
+        Self::Arrive,
+        Self::Arrive,
         Self::SuspendCommand,
         Self::StopCommand,
         Self::TellToContinue,
@@ -399,6 +405,7 @@ impl Schedule {
         let cue = match random.below(8) {
             0..4 => Cue::Asks(random.of(&QUESTIONS)),
             4 => Cue::Connects,
+            5 if random.chance(50) => Cue::TimesOut,
             5 => Cue::Kills,
             _ => Cue::Orders(random.of(&Ordered::ALL)),
         };
@@ -473,7 +480,11 @@ impl Schedule {
         let count = 2 + random.below(3) + slots as usize - 1;
         let begin_apart = random.of(&[MILLISECOND, 100 * MILLISECOND, SECOND]);
         let clients = (0..count).map(|place| Invocation {
-            begin: place as Time * 20 * MILLISECOND + random.next() % begin_apart,
+            // The last one comes late, unless something calls it.
+            begin: match place + 1 == count && count > 2 {
+                true => 12 * SECOND,
+                false => place as Time * 20 * MILLISECOND + random.next() % begin_apart,
+            },
             wait: match random.below(10) {
                 0 => Wait::No,
                 1..4 => Wait::Seconds(1 + random.below(20) as u32),

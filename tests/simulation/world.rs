@@ -523,6 +523,10 @@ impl World {
 
     /// The server learns that its client is not there.
     fn lose_client(&mut self, connection: usize) {
+        let client = self.connections[connection].client;
+        if self.clients[client].connection == Some(connection) {
+            self.excuse_session(client);
+        }
         match self.connections[connection].peer {
             Peer::Server(_) => {
                 self.server.close(Owner::Connection(connection), self.now);
@@ -547,6 +551,11 @@ impl World {
                         self.send(connection, 1, message);
                     }
                     Out::Close(Owner::Connection(connection), words) => {
+                        let sqlstate = words.as_ref().and_then(|words| words.sqlstate.as_deref());
+                        if let Some("57P05" | "25P03") = sqlstate {
+                            let client = self.connections[connection].client;
+                            self.spring(client, |cue| cue == Cue::TimesOut);
+                        }
                         self.connections[connection].is_over = true;
                         let message = Message::ToClient(ToClient::Closed(words));
                         self.send(connection, 1, message);
@@ -935,6 +944,12 @@ impl World {
             | Kind::Terminated
             | Kind::TypedStop
             | Kind::TellToContinue => self.strike(client, kind, time),
+            Kind::Arrive => {
+                let mut clients = self.clients.iter();
+                if let Some(client) = clients.position(Client::is_unborn) {
+                    self.begin(client);
+                }
+            }
             Kind::RestartPool => self.restart_pool(),
             Kind::Deny => {
                 self.ways[client].denies += 1;
