@@ -367,7 +367,7 @@ impl fmt::Display for Why {
             ),
             Self::Elsewhere(time) => write!(
                 f,
-                "the server that there is {} after the last sign of the one that held it is not known to have been \
+                "the server that there is {} s after the last sign of the one that held it is not known to have been \
                  promoted in its place; somebody may have had it meanwhile",
                 seconds(*time)
             ),
@@ -408,7 +408,7 @@ impl fmt::Display for Line {
             ),
             Self::Promoted(time) => write!(
                 f,
-                "Another server was promoted; the lock was taken again {} after the last sign of the one before, and \
+                "Another server was promoted; the lock was taken again {} s after the last sign of the one before, and \
                  nobody has had it meanwhile.",
                 seconds(*time)
             ),

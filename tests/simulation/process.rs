@@ -492,9 +492,7 @@ impl World {
         // The lock may be on its way.
         let until = it.lease_over().max(now + it.ttl * SECOND);
         it.excuse(Reason::EndedAlone, now, until);
-        if let Life::Supervising(_) = it.life {
-            it.ended_alone = true;
-        }
+        it.ended_alone |= it.was_granted;
         // It goes down already, but lets those who are there have the lock.
         if self.server.phase == Phase::Smart {
             self.clients[client].server_goes_down(now);

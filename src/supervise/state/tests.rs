@@ -1044,6 +1044,7 @@ fn a_time_is_said_in_seconds() {
     for line in [
         Line::ConnectionLost(time(4.04), why()).to_string(),
         Line::Restarted(time(4.04)).to_string(),
+        Line::Promoted(time(4.04)).to_string(),
         Line::Fired(time(4.04)).to_string(),
         Why::Silence(time(4.04), None).to_string(),
         Why::Silence(time(4.04), Some(why())).to_string(),
