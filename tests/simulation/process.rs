@@ -365,7 +365,8 @@ impl Client {
     fn heard_of_loss(&mut self, now: Time) {
         for excuse in &mut self.excuses {
             if excuse.reason == Reason::EndedAlone {
-                excuse.until = excuse.until.min(now + DYING);
+                // One that was just being started dies of a second one.
+                excuse.until = excuse.until.min(now + 3 * DYING);
             }
         }
     }

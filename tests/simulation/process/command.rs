@@ -124,6 +124,8 @@ impl World {
             group.ended = Some(Change::Killed(Signal::KILL));
         }
         group.serial += 1;
+        // A pglock that its user has stopped keeps the lock until it is continued, if the server was told to.
+        self.note_lifted(client);
         self.tell(|| format!("the command of {client} is dead"));
         self.disturb();
         self.wake(client);

@@ -210,6 +210,7 @@ impl World {
 
     /// pglock is killed.
     pub fn die(&mut self, client: usize) {
+        self.note_lifted(client);
         if let Life::Acquiring(_) = self.clients[client].life {
             self.drop_beside(client);
         }
