@@ -50,10 +50,10 @@ for version in ${VERSIONS:-14 16 17 18}; do
     PG_BIN=$(CDPATH='' cd -- "$package/native/bin" && pwd)
     export PG_BIN
     printf '\n--- %s\n' "$("$PG_BIN/postgres" --version)"
-    # Many at a time before version 15: there a new server does not tell that it is new, and each test waits for it to be
+    # More at a time before version 15: there a new server does not tell that it is new, and each test waits for it to be
     # old.
     jobs=4
-    [ "$version" -ge 15 ] || jobs=12
+    [ "$version" -ge 15 ] || jobs=6
     if [ "${1:-}" = full ]; then
         cargo nextest run --locked --config-file tests/nextest.toml -j "$jobs" || failed="$failed $version"
     else
