@@ -28,9 +28,7 @@ mod verdict;
 #[cfg(test)]
 pub use held_sql::Released;
 pub use held_sql::{Lock, Retaken};
-#[cfg(test)]
-pub use keys::Key;
-pub use keys::Name;
+pub use keys::{Key, Name};
 pub use query::{Query, Unanswered};
 pub use release::release;
 pub use request_sql::{LockRequest, TURN};

@@ -150,7 +150,7 @@ fn hold_and_run(config: &Config, start: Moment) -> Exit {
     match taken {
         Ok((held, signals)) => {
             let kind = match name {
-                Name::Id(_) => "Lock ID",
+                Name::Key(_) => "Lock ID",
                 Name::Text(_) => "Lock",
             };
             log.info(format_args!("{kind} {name} obtained successfully!"));

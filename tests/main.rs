@@ -17,6 +17,7 @@ mod cli {
     reason = "the chapter begins with the lock itself"
 )]
 mod locks {
+    mod keys;
     mod locks;
     mod names;
     mod scenarios;

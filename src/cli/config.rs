@@ -14,7 +14,7 @@ use crate::cli::hints;
 use crate::cli::values;
 use crate::cli::variables::{self, PREFIX, Role};
 use crate::lease::{LONGEST_TTL, Terms};
-use crate::lock::Name;
+use crate::lock::{Key, Name};
 use crate::log::Verbosity;
 use crate::secrets;
 
@@ -175,6 +175,8 @@ pub fn read(
     given.exclude(Id::Block, Id::Wait)?;
     given.exclude(Id::Quiet, Id::Verbose)?;
     given.exclude(Id::Lockname, Id::Lockid)?;
+    given.exclude(Id::Lockkey, Id::Lockid)?;
+    given.exclude(Id::Lockkey, Id::Lockname)?;
     given.check_slots()?;
     given.check_sync()?;
     given.check_command(&command)?;
@@ -353,6 +355,14 @@ impl AllGiven {
             .ok_or_else(|| UsageError(format!("{} is not a number in its range", self.origin(id))))
     }
 
+    /// The key that the lock is named by.
+    fn key(&self) -> Option<Key> {
+        match self.value(Id::Lockkey) {
+            Some(Value::Key(key)) => Some(*key),
+            _ => None,
+        }
+    }
+
     /// Whether the command may run on without its lock.
     fn continues_on_loss(&self) -> bool {
         let continues = Meaning::OnLoss(OnLoss::Continue);
@@ -403,6 +413,13 @@ impl AllGiven {
                 "{} and {} exclude each other: a slot has one holder",
                 self.origin(Id::Slots),
                 self.origin(Id::Shared)
+            )));
+        }
+        if slots > 1 && matches!(self.key(), Some(Key::Two(..))) {
+            return Err(UsageError(format!(
+                "{} and {} exclude each other: the slots of a lock are pairs themselves",
+                self.origin(Id::Slots),
+                self.origin(Id::Lockkey)
             )));
         }
         Ok(())
@@ -464,11 +481,14 @@ impl AllGiven {
                 connect_timeout: self.text(Id::ConnectTimeout),
                 password,
             },
-            lock: match self.text(Id::Lockname) {
-                Some(name) => Name::Text(name),
-                None => Name::Id(self.number(Id::Lockid)?),
+            lock: match (self.text(Id::Lockname), self.key()) {
+                (Some(name), _) => Name::Text(name),
+                (None, Some(key)) => Name::Key(key),
+                (None, None) => Name::id(self.number(Id::Lockid)?),
             },
-            names_lock: self.is_given(Id::Lockname) || self.is_given(Id::Lockid),
+            names_lock: [Id::Lockname, Id::Lockkey, Id::Lockid]
+                .into_iter()
+                .any(|id| self.is_given(id)),
             shared: self.is_given(Id::Shared),
             slots: self.number(Id::Slots)?,
             wait: if self.is_given(Id::Block) {
@@ -542,7 +562,7 @@ mod tests {
     #[test]
     fn the_defaults_are_those_of_the_table() {
         let config = config(&["true"], &[]).unwrap();
-        assert_eq!(config.lock, Name::Id(1));
+        assert_eq!(config.lock, Name::id(1));
         assert_eq!(config.wait, Wait::No);
         assert_eq!(config.conflict_exit_code, 0);
         assert_eq!(config.verbosity, Verbosity::Normal);
@@ -553,7 +573,7 @@ mod tests {
     fn flags_are_stronger_than_variables_and_the_last_flag_wins() {
         let variables = [("PGLOCK_LOCKID", "7"), ("PGLOCK_HOST", "elsewhere")];
         let config = config(&["--lockid", "8", "--lockid=9", "true"], &variables).unwrap();
-        assert_eq!(config.lock, Name::Id(9));
+        assert_eq!(config.lock, Name::id(9));
         assert_eq!(config.server.host.as_deref(), Some("elsewhere"));
     }
 
@@ -620,6 +640,58 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn a_key_is_any_bigint_or_a_pair() {
+        let lock = |given: &str| {
+            let config = config(&["--lockkey", given, "true"], &[]);
+            config.map(|config| (config.lock, config.names_lock))
+        };
+        for (given, key) in [
+            ("0", Key::One(0)),
+            ("-5", Key::One(-5)),
+            ("-9223372036854775808", Key::One(i64::MIN)),
+            ("9223372036854775807", Key::One(i64::MAX)),
+            ("1,2", Key::Two(1, 2)),
+            ("-2147483648,2147483647", Key::Two(i32::MIN, i32::MAX)),
+        ] {
+            assert_eq!(lock(given), Ok((Name::Key(key), true)), "{given:?}");
+        }
+        for bad in [
+            "",
+            "x",
+            "+1",
+            "1,+2",
+            "1 ,2",
+            "1, 2",
+            ",",
+            "1,",
+            ",1",
+            "1,2,3",
+            "1.5",
+            "0x10",
+            "9223372036854775808",
+            "-9223372036854775809",
+            "2147483648,0",
+        ] {
+            let error = lock(bad).err().unwrap();
+            assert!(
+                error.starts_with(&format!("--lockkey: {bad:?} ")),
+                "{error}"
+            );
+        }
+        for other in [["--lockid", "1"], ["--lockname", "a"], ["--slots", "2"]] {
+            let given = [&other[..], &["--lockkey", "1,2", "true"]].concat();
+            let error = config(&given, &[]).err().unwrap();
+            assert!(error.contains("exclude each other"), "{error}");
+            assert!(error.contains(other[0]), "{error}");
+        }
+        let variables = [("PGLOCK_LOCKKEY", "7")];
+        let named = config(&["--lockname", "a", "true"], &variables).unwrap();
+        assert_eq!(named.lock, Name::Text("a".to_owned()));
+        assert_eq!(config(&["true"], &variables).unwrap().lock, Name::id(7));
+        assert!(config(&["--slots", "2", "true"], &variables).is_ok());
     }
 
     #[test]

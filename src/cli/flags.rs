@@ -4,6 +4,8 @@
 use std::borrow::Cow;
 use std::fmt;
 
+use crate::lock::Key;
+
 /// What a flag takes as its value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ValueType {
@@ -19,6 +21,8 @@ pub enum ValueType {
     Seconds,
     /// A port number, or a list of them to match a list of hosts.
     Ports,
+    /// The key of an advisory lock: one number or two.
+    Key,
 }
 
 /// A value as its flag takes it.
@@ -31,6 +35,7 @@ pub enum Value {
     Number(u32),
     /// In a list an empty place stands for the default.
     Ports(Cow<'static, [Option<u16>]>),
+    Key(Key),
 }
 
 /// In the spelling of the command line, which is libpq's too.
@@ -47,6 +52,7 @@ impl fmt::Display for Value {
                     .map(|port| port.map_or(String::new(), |port| port.to_string()));
                 texts.collect::<Vec<_>>().join(",").fmt(f)
             }
+            Self::Key(key) => key.fmt(f),
         }
     }
 }
@@ -96,6 +102,7 @@ pub enum Id {
     Wait,
     Block,
     Lockname,
+    Lockkey,
     Shared,
     Slots,
     ConflictExitCode,
@@ -257,6 +264,15 @@ pub const FLAGS: &[Flag] = &[
         value: ValueType::Text,
         default: None,
         help: "The name of the lock to claim, in place of a number; excludes --lockid.",
+    },
+    Flag {
+        id: Id::Lockkey,
+        group: Group::Lock,
+        name: "lockkey",
+        short: None,
+        value: ValueType::Key,
+        default: None,
+        help: "The key of the lock to claim, any bigint or a pair of integers a,b; excludes --lockid and --lockname.",
     },
     Flag {
         id: Id::Shared,
@@ -437,6 +453,7 @@ impl Flag {
             ValueType::Number(max) if max == u32::from(u8::MAX) => "uint8",
             ValueType::Number(_) | ValueType::Seconds => "uint32",
             ValueType::Ports => "uint16",
+            ValueType::Key => "key",
         }
     }
 }

@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 
 use crate::cli::durations;
 use crate::cli::flags::{Flag, Id, Value, ValueType};
+use crate::lock::Key;
 use crate::secrets;
 
 /// What the URIs begin with that libpq understands.
@@ -46,6 +47,18 @@ pub fn parse(flag: &Flag, value: &OsStr) -> Result<Value, String> {
         ValueType::Ports => ports(text)
             .map(|ports| Value::Ports(ports.into()))
             .ok_or_else(|| "is not a port from 1 to 65535, nor a list of them".to_owned()),
+        ValueType::Key => Key::parse(text)
+            .filter(|_| !text.contains('+'))
+            .map(Value::Key)
+            .ok_or_else(|| {
+                format!(
+                    "is neither a whole number from {} to {}, nor two from {} to {} with a comma between",
+                    i64::MIN,
+                    i64::MAX,
+                    i32::MIN,
+                    i32::MAX
+                )
+            }),
     }
 }
 

@@ -99,7 +99,8 @@ fn confirmed(request: &LockRequest) -> LockRequest {
 }
 
 fn requests() -> Vec<(&'static str, LockRequest)> {
-    let id = |id| Name::Id(id);
+    let id = Name::id;
+    let key = |key| Name::Key(key);
     let name = || Name::Text("it's".to_owned());
     vec![
         ("id 1", request(id(1), false, 1)),
@@ -110,17 +111,25 @@ fn requests() -> Vec<(&'static str, LockRequest)> {
         ("id 1, 3 slots", request(id(1), false, 3)),
         ("id 4294967295, 3 slots", request(id(u32::MAX), false, 3)),
         ("name, 3 slots", request(name(), false, 3)),
+        ("key -1", request(key(Key::One(-1)), false, 1)),
+        ("key 1,-2", request(key(Key::Two(1, -2)), false, 1)),
+        ("key 1,-2, shared", request(key(Key::Two(1, -2)), true, 1)),
+        (
+            "key -9223372036854775808, 3 slots",
+            request(key(Key::One(i64::MIN)), false, 3),
+        ),
     ]
 }
 
 fn locks() -> Vec<(&'static str, Lock)> {
-    let lock = |key, shared| request(Name::Id(1), shared, 3).lock(key, LockScope::Session);
+    let lock = |key, shared| request(Name::id(1), shared, 3).lock(key, LockScope::Session);
     vec![
         ("key 1", lock(Key::One(1), false)),
         ("key -7", lock(Key::One(-7), false)),
         ("key 1,2", lock(Key::Two(1, 2), false)),
         ("key -1,2", lock(Key::Two(-1, 2), false)),
         ("key 1, shared", lock(Key::One(1), true)),
+        ("key -9223372036854775808", lock(Key::One(i64::MIN), false)),
     ]
 }
 

@@ -100,7 +100,7 @@ impl Lock {
         let taken = format!(
             "pg_catalog.pg_try_advisory{transaction}_lock{}({})",
             self.suffix(),
-            self.key
+            self.key.arguments()
         );
         verdict::begin(&mut statements, self.scope);
         statements.add(self.settings.sql(dialect, self.scope, 0));
@@ -180,7 +180,11 @@ impl Lock {
                 is_waited_for: false,
             });
         }
-        let unlock = format!("pg_catalog.pg_advisory_unlock{}({key})", self.suffix());
+        let arguments = key.arguments();
+        let unlock = format!(
+            "pg_catalog.pg_advisory_unlock{}({arguments})",
+            self.suffix()
+        );
         let unlocked = statements.add(format!("select {unlock}"));
         let others = statements.add(if self.shared {
             format!(
@@ -189,7 +193,7 @@ impl Lock {
                 key.condition()
             )
         } else {
-            format!("select case when pg_catalog.pg_try_advisory_lock({key}) then {unlock} else false end")
+            format!("select case when pg_catalog.pg_try_advisory_lock({arguments}) then {unlock} else false end")
         });
         statements.query_in_part(move |answer| Released {
             was_held: answer.field(unlocked, 0) == Some("t"),

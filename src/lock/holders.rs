@@ -70,13 +70,24 @@ pub fn query(
     dialect: &dyn Dialect,
     request: Option<&LockRequest>,
 ) -> Result<Query<Holders>, Error> {
-    // Of other programs' locks it is not known whether such a key is one that is waited with.
-    let (condition, is_queue) = match request {
-        Some(request) => (request.condition(dialect)?, "true"),
-        None => ("true".to_owned(), IS_OWN),
+    // Of other programs' locks it is not known whether such a key is one that is waited with; and a pair may be asked for that looks like one.
+    let own = |which: CompanionKey| format!("{} and {IS_OWN}", which.condition());
+    let (condition, in_queue, has_intent) = match request {
+        Some(request) if request.slots > 1 => (
+            request.condition(dialect)?,
+            request.is_companion(dialect, CompanionKey::Queue)?,
+            "false".to_owned(),
+        ),
+        Some(request) => {
+            let never = || "false".to_owned();
+            (request.condition(dialect)?, never(), never())
+        }
+        None => (
+            "true".to_owned(),
+            own(CompanionKey::Queue),
+            own(CompanionKey::WriterIntent),
+        ),
     };
-    let in_queue = format!("{} and {is_queue}", CompanionKey::Queue.condition());
-    let has_intent = format!("{} and {IS_OWN}", CompanionKey::WriterIntent.condition());
     let key = keys::key_of_row();
     let mut statements = Statements::new();
     let standby = statements.add("select pg_catalog.pg_is_in_recovery()");

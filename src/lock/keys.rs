@@ -1,8 +1,12 @@
 //! The keys of a lock in the server's lock table, and the SQL that names them.
 //!
-//! Lock N is `pg_advisory_lock(N)`, the lock of a name `hashtextextended(name, 0)`. Of several
-//! slots the first is the lock itself. Slot i > 1 of lock N is `pg_advisory_lock(N, i)`, with N - 2^32 from 2^31 on, that of a
-//! name `hashtextextended(name, i - 1)`. Each lock has two [companions](CompanionKey) besides.
+//! Lock N is `pg_advisory_lock(N)`, the lock of a name `hashtextextended(name, 0)`, that of a pair `pg_advisory_lock(a, b)`. Of several
+//! slots the first is the lock itself. Slot i > 1 of a lock N from 0 to 2^32 - 1 is `pg_advisory_lock(N, i)`, with N - 2^32 from 2^31
+//! on, of any other number `hashint8extended(N, i - 1)`, of a name `hashtextextended(name, i - 1)`. A pair has no slots. Each lock has two
+//! [companions](CompanionKey) besides.
+//!
+//! Whoever asks for the pair `(N, i)` asks for a slot of lock N, or for a key that its waiters wait with: the pair is excluded by whoever
+//! has that, and excludes it. It can make others wait, and never lets two hold one key.
 
 use std::fmt;
 
@@ -13,16 +17,23 @@ use crate::server::dialect::Dialect;
 /// What a lock is called.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Name {
-    /// By its number.
-    Id(u32),
+    /// By its key.
+    Key(Key),
     /// By a text, which the server makes a number of.
     Text(String),
+}
+
+impl Name {
+    /// That of lock ID N.
+    pub fn id(id: u32) -> Self {
+        Self::Key(Key::One(id.into()))
+    }
 }
 
 impl fmt::Display for Name {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         match self {
-            Self::Id(id) => id.fmt(f),
+            Self::Key(key) => key.fmt(f),
             // Where it is shown it stays on its line.
             Self::Text(text) => text.replace(char::is_control, " ").fmt(f),
         }
@@ -45,6 +56,22 @@ impl Key {
             Some((first, second)) => Self::Two(first.parse().ok()?, second.parse().ok()?),
             None => Self::One(text.parse().ok()?),
         })
+    }
+
+    /// As the arguments of the server's functions. To the server a minus and the digits of the smallest bigint are not one.
+    pub fn arguments(self) -> String {
+        match self {
+            Self::One(i64::MIN) => format!("'{self}'"),
+            Self::One(_) | Self::Two(..) => self.to_string(),
+        }
+    }
+
+    /// The first number of the pairs that are its slots and companions, where it has such by itself.
+    fn first(self) -> Option<i32> {
+        match self {
+            Self::One(key) => u32::try_from(key).ok().map(|id| id as i32),
+            Self::Two(..) => None,
+        }
     }
 
     /// The columns `classid`, `objid` and `objsubid` of its row in the lock table.
@@ -73,7 +100,7 @@ impl Key {
     }
 }
 
-/// As the arguments of the server's functions.
+/// As `--lockkey` takes it.
 impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         match self {
@@ -83,7 +110,8 @@ impl fmt::Display for Key {
     }
 }
 
-/// A key beside that of a lock, `(N, 0)` or `(N, -1)`, for a name with the upper half of its hash in the place of N.
+/// A key beside that of a lock, `(N, 0)` or `(N, -1)`; for a name, a pair or a number that is none from 0 to 2^32 - 1 with the upper half
+/// of its hash in the place of N.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CompanionKey {
     /// Who waits for a slot queues for it; only the first in the queue looks for a free slot.
@@ -109,38 +137,53 @@ impl CompanionKey {
 }
 
 impl LockRequest {
-    /// Whether this is a key of the lock that is wanted, or of a slot of it. Of a name only the server knows it.
+    /// Whether this is a key of the lock that is wanted, or of a slot of it. What the server makes of a name or a number by its hash only
+    /// the server knows.
     pub fn comes_to(&self, key: Key) -> bool {
-        match (&self.name, key) {
-            (Name::Id(id), Key::One(key)) => i64::from(*id) == key,
-            (Name::Id(id), Key::Two(first, slot)) => {
-                *id as i32 == first && slot > 1 && i64::from(slot) <= self.slots.into()
-            }
-            (Name::Text(_), key) => matches!(key, Key::One(_)),
+        match &self.name {
+            Name::Key(own) if *own == key => true,
+            Name::Key(_) if self.slots == 1 => false,
+            Name::Key(own) => match (own.first(), key) {
+                (Some(own), Key::Two(first, slot)) => {
+                    own == first && slot > 1 && i64::from(slot) <= self.slots.into()
+                }
+                (None, Key::One(_)) => true,
+                (Some(_), Key::One(_)) | (None, Key::Two(..)) => false,
+            },
+            Name::Text(_) => matches!(key, Key::One(_)),
         }
     }
 
     /// The call of a function for the slot of this number or expression.
     pub fn call(&self, dialect: &dyn Dialect, function: &str, slot: &str) -> Result<String, Error> {
         Ok(match &self.name {
-            Name::Id(id) if self.slots == 1 => format!("{function}({id})"),
-            Name::Id(id) => format!(
-                "case {slot} when 1 then {function}({id}) else {function}({}, {slot}) end",
-                *id as i32
-            ),
-            Name::Text(text) => format!("{function}({})", hash(dialect, text, slot)?),
+            Name::Key(key) if self.slots == 1 => format!("{function}({})", key.arguments()),
+            Name::Key(key) => {
+                let other = match key.first() {
+                    Some(first) => format!("{first}, {slot}"),
+                    None => self.hash(dialect, slot)?,
+                };
+                format!(
+                    "case {slot} when 1 then {function}({}) else {function}({other}) end",
+                    key.arguments()
+                )
+            }
+            Name::Text(_) => format!("{function}({})", self.hash(dialect, slot)?),
         })
     }
 
     /// The key of the slot of this number or expression, as [`Key`] shows it.
     pub fn key_sql(&self, dialect: &dyn Dialect, slot: &str) -> Result<String, Error> {
         Ok(match &self.name {
-            Name::Id(id) if self.slots == 1 => format!("'{id}'"),
-            Name::Id(id) => format!(
-                "case {slot} when 1 then '{id}' else pg_catalog.concat({}, ',', {slot}) end",
-                *id as i32
-            ),
-            Name::Text(text) => hash(dialect, text, slot)?,
+            Name::Key(key) if self.slots == 1 => format!("'{key}'"),
+            Name::Key(key) => {
+                let other = match key.first() {
+                    Some(first) => format!("pg_catalog.concat({first}, ',', {slot})"),
+                    None => format!("pg_catalog.concat({})", self.hash(dialect, slot)?),
+                };
+                format!("case {slot} when 1 then '{key}' else {other} end")
+            }
+            Name::Text(_) => self.hash(dialect, slot)?,
         })
     }
 
@@ -149,44 +192,40 @@ impl LockRequest {
     /// # Errors
     /// The name of the lock cannot be said to the server.
     pub fn condition(&self, dialect: &dyn Dialect) -> Result<String, Error> {
-        let slots = self.slots;
-        let queue = CompanionKey::Queue;
+        let queue = match self.slots {
+            1 => String::new(),
+            _ => format!(" or ({})", self.is_companion(dialect, CompanionKey::Queue)?),
+        };
+        let hashed = |first: u32| -> Result<String, Error> {
+            let hash = self.hash(dialect, "slot")?;
+            Ok(format!(
+                "(objsubid = '1' and {BIGINT} in (select {hash} from pg_catalog.generate_series({first}, {}) slot))",
+                self.slots
+            ))
+        };
         Ok(match &self.name {
-            Name::Id(id) => {
-                let one = Key::One((*id).into()).condition();
-                let slots = match slots {
-                    1 => String::new(),
-                    slots => format!(
-                        " or (classid = '{id}' and objid::bigint between '{}' and '{slots}' and objsubid = '2')",
-                        queue.second()
+            Name::Key(key) => {
+                let one = key.condition();
+                let slots = match key.first() {
+                    _ if self.slots == 1 => String::new(),
+                    Some(first) => format!(
+                        " or (classid = '{}' and objid::bigint between '2' and '{}' and objsubid = '2')",
+                        first as u32, self.slots
                     ),
+                    None => format!(" or {}", hashed(2)?),
                 };
-                format!("(({one}){slots})")
+                format!("(({one}){slots}{queue})")
             }
-            Name::Text(text) => {
-                let text = literal(dialect, text)?;
-                let queue = match slots {
-                    1 => String::new(),
-                    _ => format!(" or ({})", self.is_companion(dialect, queue)?),
-                };
-                format!(
-                    "((objsubid = '1' and {BIGINT} in (select pg_catalog.hashtextextended({text}, slot) \
-                     from pg_catalog.generate_series(0, {}) slot)){queue})",
-                    slots - 1
-                )
-            }
+            Name::Text(_) => format!("({}{queue})", hashed(1)?),
         })
     }
 
     /// A companion of the lock's key, as the arguments of the server's functions.
     pub fn companion(&self, dialect: &dyn Dialect, which: CompanionKey) -> Result<String, Error> {
         let second = which.second();
-        Ok(match &self.name {
-            Name::Id(id) => Key::Two(*id as i32, second).to_string(),
-            Name::Text(text) => {
-                let hash = hash(dialect, text, "1")?;
-                format!("({hash} >> 32)::int, {second}")
-            }
+        Ok(match self.first() {
+            Some(first) => Key::Two(first, second).to_string(),
+            None => format!("({} >> 32)::int, {second}", self.hash(dialect, "1")?),
         })
     }
 
@@ -196,21 +235,41 @@ impl LockRequest {
         dialect: &dyn Dialect,
         which: CompanionKey,
     ) -> Result<String, Error> {
-        let class = match &self.name {
-            Name::Id(id) => id.to_string(),
-            Name::Text(text) => format!("{} >> 32 & 4294967295", hash(dialect, text, "1")?),
+        let class = match self.first() {
+            Some(first) => (first as u32).to_string(),
+            None => format!("{} >> 32 & 4294967295", self.hash(dialect, "1")?),
         };
         Ok(format!(
             "{} and classid::bigint = ({class})::bigint",
             which.condition()
         ))
     }
-}
 
-/// What a name is to the server, for the slot of this number or expression.
-fn hash(dialect: &dyn Dialect, text: &str, slot: &str) -> Result<String, Error> {
-    let text = literal(dialect, text)?;
-    Ok(format!("pg_catalog.hashtextextended({text}, {slot} - 1)"))
+    /// See [`Key::first`].
+    fn first(&self) -> Option<i32> {
+        match &self.name {
+            Name::Key(key) => key.first(),
+            Name::Text(_) => None,
+        }
+    }
+
+    /// What the lock is to the server that has no pairs of its own, for the slot of this number or expression: the hash of its name or number. A
+    /// pair has no slots, and so needs it only for its companions: it counts as the number of the same bits, in a slot below the first.
+    fn hash(&self, dialect: &dyn Dialect, slot: &str) -> Result<String, Error> {
+        Ok(match &self.name {
+            Name::Key(Key::One(key)) => {
+                format!("pg_catalog.hashint8extended('{key}', {slot} - 1)")
+            }
+            Name::Key(Key::Two(first, second)) => {
+                let key = i64::from(*first) << 32 | i64::from(*second as u32);
+                format!("pg_catalog.hashint8extended('{key}', {slot} - 2)")
+            }
+            Name::Text(text) => {
+                let text = literal(dialect, text)?;
+                format!("pg_catalog.hashtextextended({text}, {slot} - 1)")
+            }
+        })
+    }
 }
 
 /// A name as a literal. One that arrived as another text would be the name of another lock.

@@ -375,7 +375,7 @@ impl LockRequest {
                 format!("pg_catalog.concat('held ', {key}, ' ', {TOKEN}, {CONFIRMED})")
             }
             _ if self.sync => format!("pg_catalog.concat('held ', {key}, {CONFIRMED})"),
-            Name::Id(id) if self.slots == 1 => format!("'held {id}'"),
+            Name::Key(key) if self.slots == 1 => format!("'held {key}'"),
             _ => format!("pg_catalog.concat('held ', {key})"),
         })
     }

@@ -402,7 +402,7 @@ mod tests {
     #[test]
     fn a_newcomer_holds_off_for_a_ttl_at_most_and_not_on_a_first_start() {
         let request = LockRequest {
-            name: Name::Id(1),
+            name: Name::id(1),
             shared: false,
             slots: 1,
             settings: SessionSettings::new(Some(Duration::from_secs(15))),

@@ -181,7 +181,8 @@ mod tests {
 
     #[test]
     fn no_other_key_will_do_than_that_of_the_lock() {
-        let id = |id, slots| request(Name::Id(id), slots);
+        let id = |id, slots| request(Name::id(id), slots);
+        let key = |key, slots| request(Name::Key(key), slots);
         let name = |slots| request(Name::Text("x".into()), slots);
         let [queue, intent] =
             [CompanionKey::Queue, CompanionKey::WriterIntent].map(CompanionKey::second);
@@ -201,6 +202,13 @@ mod tests {
             (id(3, 5), Key::Two(3, queue), false),
             (id(3, 5), Key::Two(3, intent), false),
             (id(3, 5), Key::Two(2, 5), false),
+            (key(Key::One(-7), 1), Key::One(-7), true),
+            (key(Key::One(-7), 1), Key::One(8), false),
+            (key(Key::One(-7), 3), Key::One(8), true),
+            (key(Key::One(-7), 3), Key::Two(-7, 2), false),
+            (key(Key::Two(1, 2), 1), Key::Two(1, 2), true),
+            (key(Key::Two(1, 2), 1), Key::Two(1, 3), false),
+            (key(Key::Two(1, 2), 1), Key::One(1 << 32 | 2), false),
             (name(1), Key::One(-7), true),
             (name(5), Key::One(7), true),
             (name(1), Key::Two(0, 1), false),
@@ -222,7 +230,7 @@ mod tests {
 
     #[test]
     fn the_word_of_the_server_is_not_enough() {
-        let query = of_request(&request(Name::Id(1), 1));
+        let query = of_request(&request(Name::id(1), 1));
         let key = Key::One(1);
         let held = |word: &str| query.read(&answer(word, proof(key, "ExclusiveLock")));
         assert_eq!(held("held 1"), Ok(Verdict::Held(key, None)));

@@ -71,6 +71,76 @@ impl Host {
     }
 }
 
+/// The crc32 of zlib, in SQL.
+const CRC32: &str = "create function crc32(data bytea) returns bigint language plpgsql as $$
+    declare crc bigint := 4294967295;
+    begin
+        for place in 0..length(data) - 1 loop
+            crc := crc # get_byte(data, place);
+            for bit in 1..8 loop
+                crc := (crc >> 1) # (case crc & 1 when 1 then 3988292384 else 0 end);
+            end loop;
+        end loop;
+        return crc # 4294967295;
+    end $$";
+
+/// The `hashCode` of Java's strings, in SQL; not negative here.
+const HASH_CODE: &str = "create function hash_code(text) returns bigint language plpgsql as $$
+    declare code bigint := 0;
+    begin
+        for place in 1..length($1) loop
+            code := (code * 31 + ascii(substr($1, place, 1))) & 4294967295;
+        end loop;
+        return code;
+    end $$";
+
+#[test]
+fn the_locks_of_others_are_the_keys_that_sql_says() {
+    let server = Server::new();
+    server.psql("create database app");
+    let mut session = server.session_in("app");
+    session.exec(CRC32);
+    session.exec(HASH_CODE);
+    assert_eq!(session.exec("select crc32('123456789')"), "3421780262");
+    let manual = include_str!("../../doc/manual.md");
+    let section = manual.split("\n### The locks of others\n").nth(1);
+    let blocks = section.and_then(|section| section.split("\n### ").next());
+    let mut blocks = blocks.expect("the section").split("```sh\n").skip(1);
+    let mut block = || blocks.next().and_then(|rest| rest.split("```").next());
+    let (function, examples) = (block().expect("crc32"), block().expect("examples"));
+    let examples: Vec<&str> = examples.lines().collect();
+    let host = Host::new(&server);
+    host.script("job", "echo ran");
+    let mut count = 0;
+    for example in examples.chunks(2) {
+        let &[program, line] = example else {
+            panic!("{example:?} is not a comment and its line");
+        };
+        let key = match program {
+            "# Rails' migrator" => "2053462845 * crc32('app')",
+            "# sqlx" => "x'3d32ad9e'::int * crc32('app')",
+            "# golang-migrate, given postgres://.../app" => {
+                "(1486364155 * crc32('public\\000schema_migrations\\000/app')) & 4294967295"
+            }
+            "# with_advisory_lock('nightly')" => "(crc32('nightly') & 2147483647)::int, 0",
+            "# Flyway" => {
+                "x'466c79776179'::bigint + hash_code('\"public\".\"flyway_schema_history\"')"
+            }
+            "# goose" => "5887940537704921958",
+            _ => panic!("{program}"),
+        };
+        let script = format!("{function}{line}");
+        let job = host.pglock(&server, &["sh", "-ec", &script], &[]);
+        let locked = session.exec(&format!("select pg_try_advisory_lock({key})"));
+        assert_eq!(locked, "t", "{program}");
+        job.run().assert_status(0).assert_stdout("");
+        session.exec("select pg_advisory_unlock_all()");
+        job.run().assert_status(0).assert_stdout("ran\n");
+        count += 1;
+    }
+    assert_eq!(count, 6);
+}
+
 /// What the file holds that the scripts of a test write to.
 fn lines(path: &Path) -> Vec<String> {
     let text = fs::read_to_string(path).unwrap_or_default();

@@ -448,7 +448,7 @@ impl World {
             verbose: it.verbose,
         };
         let request = LockRequest {
-            name: lock::Name::Id(1),
+            name: lock::Name::id(1),
             shared: it.shared_lock,
             slots: it.slots,
             settings: SessionSettings::new(it.terms().map(Terms::ttl)),
