@@ -12,7 +12,7 @@ make simulate ARGS='...':
   --refuse NAME   do not excuse two at once for this reason: ended-alone, down-after-alone, thawed, unguarded,
                   continued, stepped, socket-gone; may be given several times
   --exceptions    also let happen what the README excepts: a stepped clock, pglock killed together with its guardian
-  --mutations     look whether the simulation finds what is put wrong in copies of the source
+  --mutations     look whether the simulation finds what is put wrong in copies of the source; with --only N, the Nth alone
   --whole         also fail if a pair of stage and event was not met
 ";
 
