@@ -584,21 +584,26 @@ impl State {
 
     /// When something is to be done though nothing happens.
     pub fn next_deadline(&self, now: Moment) -> Option<Moment> {
-        let stage = match self.stage {
-            Stage::Running => self.terminate_at(),
-            Stage::Frozen => self.frozen_until(),
-            Stage::Terminating(kill_at) => Some(self.kill_at(kill_at)),
-            Stage::Killed(then) => Some(self.given_up_at(then)),
-            Stage::Suspending(by) | Stage::Resuming(by) => Some(by),
-            Stage::Suspended => None,
-        };
         let link = match self.link {
             Link::Idle => self.due_at(),
             Link::Down(retry_at) => self.reconnects().then_some(retry_at),
             Link::Asked(..) | Link::Connecting | Link::Gone => None,
         };
         let look = (self.looks_at_group() || self.is_frozen()).then(|| now + LOOK);
+        let stage = self.stage_ends_at();
         [stage, link, look].into_iter().flatten().min()
+    }
+
+    /// When the stage is over though nothing happens.
+    pub fn stage_ends_at(&self) -> Option<Moment> {
+        match self.stage {
+            Stage::Running => self.terminate_at(),
+            Stage::Frozen => self.frozen_until(),
+            Stage::Terminating(kill_at) => Some(self.kill_at(kill_at)),
+            Stage::Killed(then) => Some(self.given_up_at(then)),
+            Stage::Suspending(by) | Stage::Resuming(by) => Some(by),
+            Stage::Suspended => None,
+        }
     }
 
     /// Takes an event in, and tells what is to be done. Deadlines that have passed come before it, so that nothing

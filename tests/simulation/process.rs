@@ -37,6 +37,8 @@ use crate::sys::{Change, Signal};
 
 /// How long a process takes to get its turn, on a host that is busy.
 const BUSY: Time = 50 * MILLISECOND;
+/// By how much a timer of a host may be late that loses some: what lies between a deadline and what it precedes is a second.
+const LATE_TIMER: Time = 800 * MILLISECOND;
 /// What an excuse lasts beyond the moment that ends it: a turn of a process on a busy host, and the death of a group.
 const SLACK: Time = BUSY + 15 * MILLISECOND;
 /// How long a process takes to die of SIGKILL.
@@ -101,8 +103,9 @@ struct Supervising {
     backend: i32,
     wire: Wire,
     name: Option<String>,
-    /// The death of the command that was not noticed yet.
+    /// Whether pglock has stopped itself, and what it does once it is continued.
     suspended: bool,
+    later: Vec<supervise::Effect>,
     /// Whether the server was asked to take the lease out of force.
     is_lifted: bool,
 }
@@ -190,6 +193,7 @@ pub struct Client {
     is_frozen: u32,
     host_frozen: u32,
     busy: u32,
+    late_timers: u32,
     no_processes: u32,
     is_dead: bool,
     /// When its next turn is.
@@ -204,6 +208,8 @@ pub struct Client {
     believes: bool,
     pub was_granted: bool,
     pub excuses: Vec<Excuse>,
+    /// Whether the next question is answered by an error.
+    pub fails: bool,
     /// Whether the session that held the lock was ended alone, and the lock was not asked for since.
     ended_alone: bool,
     heard: Moment,
@@ -239,6 +245,8 @@ impl Client {
             is_frozen: 0,
             host_frozen: 0,
             busy: 0,
+            late_timers: 0,
+            fails: false,
             no_processes: 0,
             is_dead: false,
             next_turn: 0,
@@ -269,7 +277,9 @@ impl Client {
             && self.host_frozen == 0
             && self.group.as_ref().is_some_and(|group| {
                 let counts = group.main || (group.others > 0 && group.is_to_end);
-                group.has_begun && counts && !group.is_stopped
+                // What hangs in the kernel does nothing any more.
+                let hangs = group.is_dying && self.behaviour.hangs > 0;
+                group.has_begun && counts && !group.is_stopped && !hangs
             })
     }
 
@@ -322,6 +332,7 @@ impl Client {
             && self.is_frozen == 0
             && self.host_frozen == 0
             && self.busy == 0
+            && self.late_timers == 0
             && self.no_processes == 0
     }
 
@@ -415,14 +426,21 @@ impl World {
     /// A turn at this moment of its clock.
     fn wake_at(&mut self, client: usize, moment: Moment) {
         let at = self.clients[client].clock.time(moment);
-        let at = at.max(self.now);
-        let late = self.random.next()
-            % if self.clients[client].busy > 0 {
-                BUSY
-            } else {
-                300
-            };
-        self.turn_at(client, at + late);
+        let at = at.max(self.now) + self.timer_delay(client);
+        self.turn_at(client, at);
+    }
+
+    /// How late a timer is.
+    fn timer_delay(&mut self, client: usize) -> Time {
+        let it = &self.clients[client];
+        let most = if it.late_timers > 0 {
+            LATE_TIMER
+        } else if it.busy > 0 {
+            BUSY
+        } else {
+            300
+        };
+        self.random.next() % most
     }
 
     pub fn look(&mut self) {

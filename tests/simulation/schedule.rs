@@ -149,6 +149,8 @@ pub struct Behaviour {
     pub leaves: bool,
     /// How many more are being started when the group is killed.
     pub late_others: u32,
+    /// How long it hangs in the kernel before it dies of SIGKILL, in place of those: it starts nobody then.
+    pub hangs: Time,
 }
 
 /// Something that goes wrong.
@@ -182,6 +184,8 @@ pub enum Kind {
     Cut,
     CutTo,
     CutFrom,
+    /// What comes from the server is there when what pglock is at is over.
+    HoldBack,
     ResetClient,
     ResetServer,
     Reset,
@@ -192,6 +196,8 @@ pub enum Kind {
     PowerOff,
     NoProcesses,
     Busy,
+    /// It loses interrupts of its timers.
+    LateTimers,
     FreezePglock,
     KillPglock,
     FreezeGuardian,
@@ -212,13 +218,15 @@ pub enum Kind {
     Deny,
     Garble,
     CancelQuery,
+    /// The next question is answered by an error.
+    Fail,
     Standby,
     RestartPool,
 }
 
 impl Kind {
     /// All that happen without being asked for, those more often that mostly lead to more.
-    const COMMON: [Self; 57] = [
+    const COMMON: [Self; 61] = [
         Self::Promote,
         Self::Promote,
         Self::CrashBackend,
@@ -243,6 +251,7 @@ impl Kind {
         Self::CutTo,
         Self::CutFrom,
         Self::CutFrom,
+        Self::HoldBack,
         Self::ResetClient,
         Self::ResetClient,
         Self::ResetServer,
@@ -255,6 +264,8 @@ impl Kind {
         Self::PowerOff,
         Self::NoProcesses,
         Self::Busy,
+        Self::LateTimers,
+        Self::LateTimers,
         Self::FreezePglock,
         Self::FreezePglock,
         Self::KillPglock,
@@ -275,11 +286,12 @@ impl Kind {
         Self::Deny,
         Self::Garble,
         Self::CancelQuery,
+        Self::Fail,
         Self::Standby,
     ];
 
     /// Those of which two in a row are rarest.
-    const TRAPS: [Self; 14] = [
+    const TRAPS: [Self; 17] = [
         Self::Arrive,
         Self::Arrive,
         Self::SuspendCommand,
@@ -288,6 +300,9 @@ impl Kind {
         Self::Slow,
         Self::Cut,
         Self::CutFrom,
+        Self::HoldBack,
+        Self::HoldBack,
+        Self::Fail,
         Self::Terminate,
         Self::StopFast,
         Self::KillGuardian,
@@ -308,6 +323,45 @@ impl Kind {
         Self::TellToContinue,
     ];
 }
+
+/// What goes wrong at once, and within which times it lasts.
+type Gang = [(Kind, Option<(Time, Time)>)];
+
+/// What befalls a holder who has just asked something.
+const GANGS: [&Gang; 9] = [
+    &[(Kind::HoldBack, None)],
+    &[(Kind::HoldBack, None), (Kind::Terminated, None)],
+    &[(Kind::Fail, None)],
+    &[(Kind::Fail, None), (Kind::HoldBack, None)],
+    &[(Kind::SuspendCommand, None)],
+    // Beyond the time in which pglock wants to stop.
+    &[(Kind::SuspendCommand, None), (Kind::CutFrom, LIFTED)],
+    &[
+        (Kind::SuspendCommand, None),
+        (Kind::CutFrom, LIFTED),
+        (Kind::Fail, None),
+    ],
+    &[(Kind::ContinueCommand, None), (Kind::StopCommand, None)],
+    &[(Kind::Deny, LIFTED), (Kind::HoldBack, None)],
+];
+const LIFTED: Option<(Time, Time)> = Some((SECOND, 3 * SECOND));
+
+/// The same of one who is on the way to the lock.
+const GANGS_ON_THE_WAY: [&Gang; 7] = [
+    &[(Kind::KillGuardian, None), (Kind::NoProcesses, BEYOND)],
+    &[
+        (Kind::KillGuardian, None),
+        (Kind::NoProcesses, BEYOND),
+        (Kind::CutFrom, LIFTED),
+    ],
+    &[(Kind::Cut, BEYOND)],
+    &[(Kind::CutFrom, LIFTED)],
+    &[(Kind::Fail, None)],
+    &[(Kind::Terminated, None)],
+    &[(Kind::CancelQuery, None)],
+];
+/// Beyond the time for an answer.
+const BEYOND: Option<(Time, Time)> = Some((10 * SECOND, 14 * SECOND));
 
 /// The stage that a holder is in when something goes wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -377,6 +431,9 @@ impl Schedule {
             let fault = schedule.fault(kind, at, &mut random);
             schedule.faults.push(fault);
             at += schedule.pause(&mut random);
+        }
+        if random.chance(20) {
+            schedule.focus(&mut random);
         }
         for place in 0..[0, 1, 2, 2][random.below(4)] {
             let mut trap = schedule.trap(&mut random);
@@ -471,6 +528,88 @@ impl Schedule {
         schedule
     }
 
+    /// Leads to where chance seldom does: to a question that is asked late, or under way for long, and to what goes wrong
+    /// just then.
+    fn focus(&mut self, random: &mut Random) {
+        let back = [
+            Question::Retake,
+            Question::Retake,
+            Question::Past,
+            Question::Holder,
+            Question::Evict,
+        ];
+        let (asked, on_the_way): (&[Question], bool) = match random.below(8) {
+            0..4 => (&back, false),
+            4 => (
+                &[Question::Beat, Question::History, Question::Rename],
+                false,
+            ),
+            5 => (&[Question::Lift, Question::Check], false),
+            _ => (&[], true),
+        };
+        if on_the_way {
+            let cue = Cue::Orders(random.of(&Ordered::ALL));
+            for client in &mut self.clients {
+                client.verbose = random.chance(50);
+            }
+            let pooled = random.chance(50);
+            self.clients
+                .iter_mut()
+                .for_each(|client| client.pooled = pooled);
+            self.gang(cue, random.of(&GANGS_ON_THE_WAY), random);
+            // The next question is asked late then, or another one.
+            if random.chance(50) {
+                let cue = Cue::Orders(random.of(&Ordered::ALL));
+                self.gang(cue, random.of(&GANGS_ON_THE_WAY), random);
+            }
+            return;
+        }
+        for client in &mut self.clients {
+            client.terminal = (true, true);
+            client.kill_on_loss = random.chance(60);
+            if random.chance(50) {
+                client.command.hangs = random.next() % (self.ttl * SECOND);
+            }
+        }
+        // What ends the session comes right after a sign of the server.
+        if random.chance(70) {
+            const ENDS: [Kind; 6] = [
+                Kind::Promote,
+                Kind::Promote,
+                Kind::CrashBackend,
+                Kind::StopImmediate,
+                Kind::Terminate,
+                Kind::ResetClient,
+            ];
+            let fault = self.fault(random.of(&ENDS), 0, random);
+            let after = random.next() % (SECOND / 2);
+            let cue = Cue::Asks(Question::Beat);
+            self.traps.push(Trap { cue, after, fault });
+        }
+        for question in [Question::Retake, Question::Past, Question::Holder] {
+            if random.chance(40) {
+                let late = &[(Kind::CutTo, Some((SECOND / 2, 3 * SECOND)))];
+                self.gang(Cue::Asks(question), late, random);
+            }
+        }
+        self.gang(Cue::Asks(random.of(asked)), random.of(&GANGS), random);
+    }
+
+    /// Has all of a gang wait for the same.
+    fn gang(&mut self, cue: Cue, gang: &Gang, random: &mut Random) {
+        for (kind, time) in gang {
+            let mut fault = self.fault(*kind, 0, random);
+            if let Some((from, to)) = time {
+                fault.time = from + random.next() % (to - from);
+            }
+            self.traps.push(Trap {
+                cue,
+                after: 0,
+                fault,
+            });
+        }
+    }
+
     /// Nothing goes wrong yet.
     fn quiet(seed: u64, random: &mut Random) -> Self {
         let (ttl, grace) = random.of(&[(3, 0), (4, 0), (5, 1), (6, 2), (9, 3)]);
@@ -506,6 +645,11 @@ impl Schedule {
                 others: random.below(2) as u32,
                 leaves: random.chance(20),
                 late_others: random.below(8) as u32 / 7,
+                hangs: match random.below(16) {
+                    0 => random.next() % (ttl * SECOND + SECOND),
+                    1 | 2 => random.next() % (SECOND / 2),
+                    _ => 0,
+                },
             },
         });
         Self {
@@ -583,10 +727,14 @@ impl Schedule {
                 others: 0,
                 leaves: false,
                 late_others: 0,
+                hangs: 0,
                 ..self.clients[place].command
             };
             let client = &self.clients[place];
-            if client.command.others > 0 || client.command.late_others > 0 {
+            if client.command.others > 0
+                || client.command.late_others > 0
+                || client.command.hangs > 0
+            {
                 let mut other = self.clone();
                 other.clients[place].command = plain;
                 all.push(other);

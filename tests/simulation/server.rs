@@ -192,6 +192,14 @@ impl Server {
             .is_some_and(|pid| self.locks.of(pid).any(|(key, _)| keys.contains(&key)))
     }
 
+    /// Whether the session of this owner is in a transaction, be it one that has failed.
+    pub fn is_in_transaction(&self, owner: Owner) -> bool {
+        let backend = self
+            .backend_of(owner)
+            .and_then(|pid| self.backends.get(&pid));
+        backend.is_some_and(|backend| backend.in_transaction)
+    }
+
     /// What a newcomer hears, or the number of its backend.
     pub fn connect(&mut self, owner: Owner, now: Time) -> Result<i32, Option<Error>> {
         let no = |message: &str| Some(fatal("57P03", message));
@@ -479,7 +487,11 @@ impl Server {
             else {
                 return;
             };
+            let has_failed = matches!(outcome, Outcome::Failed(_));
             run.outcomes.push(outcome);
+            if has_failed {
+                return self.finish(pid, now);
+            }
             run.place += 1;
             run.step = Step::Begin;
         }
@@ -571,6 +583,12 @@ impl Server {
     fn execute(&mut self, pid: i32, statement: Statement, now: Time) -> Option<Outcome> {
         Some(match statement {
             Statement::Nothing => nothing(),
+            Statement::Failing => Outcome::Failed(Error {
+                sqlstate: Some("53200".to_owned()),
+                message: "ERROR:  out of memory".to_owned(),
+                reached: true,
+                is_warning: false,
+            }),
             Statement::Begin => {
                 self.backend(pid).in_transaction = true;
                 nothing()
@@ -630,16 +648,15 @@ impl Server {
                     Some(truth(is_promotion)),
                 ])
             }
-            Statement::Past => {
+            Statement::Past { at_the_latest } => {
+                let lost = match at_the_latest {
+                    true => self.lost_at_the_latest(),
+                    false => self.lost_at_the_earliest(),
+                };
                 let ago = |moment| seconds(self.wall(now) - moment).to_string();
                 let promoted = self.promoted_at_the_latest().map(ago);
                 let [cluster, timeline] = self.history();
-                row([
-                    Some(ago(self.lost_at_the_earliest())),
-                    promoted,
-                    cluster,
-                    timeline,
-                ])
+                row([Some(ago(lost)), promoted, cluster, timeline])
             }
             Statement::History => row(self.history()),
             Statement::Terminate(other) => {

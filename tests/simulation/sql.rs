@@ -15,6 +15,8 @@ pub type Program = Rc<Vec<Statement>>;
 pub enum Statement {
     /// It matters to nobody here.
     Nothing,
+    /// For this one there is no memory.
+    Failing,
     Begin,
     Commit,
     Rollback,
@@ -36,8 +38,11 @@ pub enum Statement {
         /// Whether it counts when the server was promoted, too.
         promotion: bool,
     },
-    /// How long ago the server lost its sessions, as far as it is sure of it, when it was promoted, and where it stands.
-    Past,
+    /// How long ago the server lost its sessions, as far as it is sure of it or at the latest, when it was promoted, and where
+    /// it stands.
+    Past {
+        at_the_latest: bool,
+    },
     /// Where it stands.
     History,
     /// Ends a backend, and waits for that.
@@ -202,7 +207,8 @@ fn statement(text: &str) -> Statement {
         }
         _ if text.starts_with("select extract(epoch from") && text.contains("case when") => {
             assert!(text.contains("system_identifier"), "{text}");
-            Statement::Past
+            let at_the_latest = text.contains("least(");
+            Statement::Past { at_the_latest }
         }
         _ if text.starts_with("select (select system_identifier from") => Statement::History,
         "set transaction isolation level read committed" => Statement::Nothing,

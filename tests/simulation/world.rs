@@ -11,7 +11,7 @@ use super::process::Client;
 use super::random::Random;
 use super::schedule::{Cue, Fault, Kind, Schedule, Trap};
 use super::server::{Out, Owner, Phase, Server};
-use super::sql::Program;
+use super::sql::{Program, Statement};
 use super::time::{MILLISECOND, SECOND, Time};
 use super::wordings::Wordings;
 use crate::pq::{Error, Outcome};
@@ -134,7 +134,6 @@ struct Place {
     is_there: bool,
     client: Option<usize>,
     asking: bool,
-    in_transaction: bool,
 }
 
 pub struct World {
@@ -244,7 +243,8 @@ impl World {
                 return Some("too much happens".to_owned());
             }
             self.happen(event);
-            if let Some(wrong) = self.judge.wrong.take() {
+            let wrong = self.judge.wrong.take();
+            if let Some(wrong) = wrong.or_else(|| self.coverage.surprise.take()) {
                 return Some(wrong);
             }
         }
@@ -492,6 +492,7 @@ impl World {
                 self.send(connection, 1, Message::ToClient(ToClient::Closed(None)));
             }
             ToServer::Query(program) => {
+                let program = self.failing(connection, program);
                 self.server.query(owner, program, self.now);
                 self.serve();
             }
@@ -504,6 +505,26 @@ impl World {
                 self.serve();
             }
         }
+    }
+
+    /// What a client asks, with a failure in it if it is to fail: not at the end of a transaction.
+    fn failing(&mut self, connection: usize, program: Program) -> Program {
+        let client = self.connections[connection].client;
+        let ends = matches!(
+            program.first(),
+            Some(Statement::Rollback | Statement::Commit)
+        );
+        if ends || !mem::take(&mut self.clients[client].fails) {
+            return program;
+        }
+        // With its transaction goes what is bound to it.
+        if self.connections[connection].peer == Peer::Pool {
+            self.excuse_session(client);
+        }
+        let mut statements = Program::unwrap_or_clone(program);
+        let place = self.random.below(statements.len());
+        statements.insert(place, Statement::Failing);
+        Program::new(statements)
     }
 
     fn arrive_at_client(&mut self, connection: usize, message: ToClient) {
@@ -620,16 +641,8 @@ impl World {
 
     fn pool_ask(&mut self, place: usize, program: Program) {
         self.pool.places[place].asking = true;
-        use super::sql::Statement;
-        for statement in program.iter() {
-            match statement {
-                Statement::Begin => self.pool.places[place].in_transaction = true,
-                Statement::Commit | Statement::Rollback => {
-                    self.pool.places[place].in_transaction = false;
-                }
-                _ => {}
-            }
-        }
+        let connection = self.pool.places[place].client.expect("a client");
+        let program = self.failing(connection, program);
         self.server.query(Owner::Pool(place), program, self.now);
         self.serve();
     }
@@ -640,7 +653,7 @@ impl World {
             return;
         };
         self.note_grant(connection, Owner::Pool(place));
-        if !self.pool.places[place].in_transaction {
+        if !self.server.is_in_transaction(Owner::Pool(place)) {
             self.pool.places[place].client = None;
         }
         self.send(connection, 1, Message::ToClient(ToClient::Answer(outcomes)));
@@ -651,7 +664,6 @@ impl World {
     fn pool_loss(&mut self, place: usize, words: Option<Error>) {
         self.pool.places[place].is_there = false;
         self.pool.places[place].asking = false;
-        self.pool.places[place].in_transaction = false;
         if let Some(connection) = self.pool.places[place].client.take() {
             // It passes on what the server has said, without the severity.
             let words = match words {
@@ -717,7 +729,6 @@ impl World {
                     is_there: true,
                     client: None,
                     asking: false,
-                    in_transaction: false,
                 };
                 match free {
                     Some(place) => self.pool.places[place] = new,
@@ -910,6 +921,11 @@ impl World {
             Kind::Cut => self.cut(client, [1, 1], place, time),
             Kind::CutTo => self.cut(client, [1, 0], place, time),
             Kind::CutFrom => self.cut(client, [0, 1], place, time),
+            Kind::HoldBack => {
+                let until = self.stage_ends_at(client).unwrap_or_default();
+                let until = until.max(self.now) + time % SECOND;
+                self.cut(client, [0, 1], place, until - self.now);
+            }
             Kind::ResetClient => self.reset(client, true, false),
             Kind::ResetServer => self.reset(client, false, true),
             Kind::Reset => self.reset(client, true, true),
@@ -929,7 +945,11 @@ impl World {
                 lasts(self);
             }
             Kind::PowerOff => self.power_off(client),
-            Kind::NoProcesses | Kind::Busy | Kind::FreezePglock | Kind::FreezeGuardian => {
+            Kind::NoProcesses
+            | Kind::Busy
+            | Kind::LateTimers
+            | Kind::FreezePglock
+            | Kind::FreezeGuardian => {
                 self.hamper(client, kind, true);
                 lasts(self);
             }
@@ -966,6 +986,7 @@ impl World {
                     self.serve();
                 }
             }
+            Kind::Fail => self.clients[client].fails = true,
             Kind::Standby => {
                 self.server.is_standby = true;
                 lasts(self);
@@ -986,7 +1007,7 @@ impl World {
             }
             Kind::Cut => self.heal(client, [1, 1]),
             Kind::CutTo => self.heal(client, [1, 0]),
-            Kind::CutFrom => self.heal(client, [0, 1]),
+            Kind::CutFrom | Kind::HoldBack => self.heal(client, [0, 1]),
             Kind::Refuse => self.ways[client].refuses -= 1,
             Kind::Slow => self.ways[client].slow -= 1,
             Kind::Deny => self.ways[client].denies -= 1,

@@ -32,12 +32,7 @@ impl World {
             | Pending::Rollback(until) => until,
             Pending::Answer(None) | Pending::Release => return,
         };
-        let late = self.random.next()
-            % if self.clients[client].busy > 0 {
-                BUSY
-            } else {
-                200
-            };
+        let late = self.timer_delay(client);
         self.turn_at(client, until + late);
     }
 
@@ -359,6 +354,7 @@ impl World {
             wire: Wire::Up(connection, None),
             name: taken.waited.then(|| format!("pglock {client}")),
             suspended: false,
+            later: Vec::new(),
             is_lifted: false,
         }));
         self.wake_soon(Event::Exec(client), client);
@@ -410,7 +406,10 @@ impl World {
         };
         group.has_begun = true;
         group.others = behaviour.others;
-        group.late_others = behaviour.late_others;
+        group.late_others = match behaviour.hangs {
+            0 => behaviour.late_others,
+            _ => 0,
+        };
         if !group.is_stopped {
             group.since = Some(now);
             let (work, serial) = (group.work, group.serial);

@@ -24,8 +24,13 @@ impl World {
         if signal == Signal::KILL {
             group.is_to_end = true;
             if !mem::replace(&mut group.is_dying, true) {
-                let time = 1 + self.random.next() % DYING;
+                let hangs = it.behaviour.hangs;
+                if hangs > 0 {
+                    group.serial += 1;
+                }
+                let time = 1 + self.random.next() % DYING + hangs;
                 self.after(time, Event::CommandKilled(client));
+                self.look();
             }
             return;
         }
@@ -103,6 +108,8 @@ impl World {
         if !leaves {
             group.others = 0;
         }
+        // Somebody may have continued it, and not the pglock that is stopped with it.
+        self.note_lifted(client);
         self.tell(|| format!("the command of {client} ends"));
         self.disturb();
         self.wake(client);

@@ -86,12 +86,7 @@ impl World {
                 rule::Order::Watch(until) => {
                     if let Some(until) = until {
                         let at = self.clients[client].clock.time(until);
-                        let late = self.random.next()
-                            % if self.clients[client].busy > 0 {
-                                BUSY
-                            } else {
-                                300
-                            };
+                        let late = self.timer_delay(client);
                         self.at(at + late, Event::Guardian(client, guardian));
                     }
                     return;

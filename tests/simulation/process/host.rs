@@ -90,6 +90,7 @@ impl World {
         match kind {
             Kind::NoProcesses => change(&mut it.no_processes),
             Kind::Busy => change(&mut it.busy),
+            Kind::LateTimers => change(&mut it.late_timers),
             Kind::FreezePglock => change(&mut it.is_frozen),
             Kind::FreezeGuardian => {
                 if let Some(guardian) = it.guardian {
@@ -124,6 +125,15 @@ impl World {
                 Life::Unborn | Life::Releasing(_) | Life::Exited => {}
             }
             self.wake(client);
+        }
+    }
+
+    /// When what a pglock is at is over though it hears nothing more.
+    pub fn stage_ends_at(&self, client: usize) -> Option<Time> {
+        let it = &self.clients[client];
+        match &it.life {
+            Life::Supervising(run) => Some(it.clock.time(run.state.stage_ends_at()?)),
+            Life::Unborn | Life::Acquiring(_) | Life::Releasing(_) | Life::Exited => None,
         }
     }
 

@@ -211,7 +211,10 @@ impl World {
                 self.tell(|| format!("pglock {client}: {shown} -> {effects:?}"));
             }
             for effect in effects {
-                events.extend(self.perform(client, effect));
+                match self.supervising(client) {
+                    Some(run) if run.suspended => run.later.push(effect),
+                    Some(_) | None => events.extend(self.perform(client, effect)),
+                }
             }
         }
     }
@@ -298,7 +301,13 @@ impl World {
         if !mem::take(&mut run.suspended) {
             return;
         }
-        self.feed(client, supervise::Event::Woken(true));
+        let mut events = vec![supervise::Event::Woken(true)];
+        for effect in mem::take(&mut run.later) {
+            events.extend(self.perform(client, effect));
+        }
+        for event in events {
+            self.feed(client, event);
+        }
         self.clients[client].signals.push(Signal::CONT);
         self.wake(client);
     }
