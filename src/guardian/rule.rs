@@ -61,6 +61,8 @@ pub enum State {
     Watching,
     /// It is gone; the group is killed again and again, until this moment at the latest.
     Killing(Moment),
+    /// It was killed once more after that.
+    KilledAtLast,
 }
 
 impl State {
@@ -70,8 +72,9 @@ impl State {
             (Self::Watching, Event::Look) => watch(view, now),
             // With nothing left to kill there is no deadline.
             (Self::Watching, Event::GroupGone) => Order::Watch(None),
-            (Self::Watching | Self::Killing(_), Event::Dismissed)
-            | (Self::Killing(_), Event::GroupGone) => Order::End,
+            (Self::Watching | Self::Killing(_) | Self::KilledAtLast, Event::Dismissed)
+            | (Self::Killing(_) | Self::KilledAtLast, Event::GroupGone)
+            | (Self::KilledAtLast, Event::Look | Event::Orphaned) => Order::End,
             (Self::Watching, Event::Orphaned) => {
                 let until = view.deadline.unwrap_or(now + LONGEST_WAIT);
                 *self = Self::Killing(until.max(now + LONG_ENOUGH));
@@ -81,9 +84,12 @@ impl State {
                     Order::End
                 }
             }
-            // At least once. A member may be starting another.
+            // A member may be starting another, and the host may have been frozen since the last time.
             (Self::Killing(until), Event::Look | Event::Orphaned) => {
-                if view.has_group && now <= until {
+                if view.has_group {
+                    if until < now {
+                        *self = Self::KilledAtLast;
+                    }
                     Order::Kill
                 } else {
                     Order::End
@@ -219,7 +225,41 @@ mod tests {
                 killing(101),
             ),
             (killing(100), Event::Look, early, Order::Kill, killing(100)),
-            (killing(99), Event::Look, early, Order::End, killing(99)),
+            (
+                killing(99),
+                Event::Look,
+                early,
+                Order::Kill,
+                State::KilledAtLast,
+            ),
+            (
+                State::KilledAtLast,
+                Event::Look,
+                early,
+                Order::End,
+                State::KilledAtLast,
+            ),
+            (
+                State::KilledAtLast,
+                Event::Orphaned,
+                early,
+                Order::End,
+                State::KilledAtLast,
+            ),
+            (
+                State::KilledAtLast,
+                Event::GroupGone,
+                early,
+                Order::End,
+                State::KilledAtLast,
+            ),
+            (
+                State::KilledAtLast,
+                Event::Dismissed,
+                early,
+                Order::End,
+                State::KilledAtLast,
+            ),
             (
                 killing(105),
                 Event::Look,

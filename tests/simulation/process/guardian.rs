@@ -70,7 +70,9 @@ impl World {
             rule::State::Watching if it.is_dead || matches!(it.life, Life::Exited) => {
                 rule::Event::Orphaned
             }
-            rule::State::Watching | rule::State::Killing(_) => rule::Event::Look,
+            rule::State::Watching | rule::State::Killing(_) | rule::State::KilledAtLast => {
+                rule::Event::Look
+            }
         };
         it.guardians[guardian].told = false;
         loop {
