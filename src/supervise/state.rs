@@ -279,6 +279,19 @@ enum SessionEnd {
     AloneBeforeRestart,
 }
 
+/// What was heard on the way back, right after the end of the session that held the lock: whether the server went down with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Hearsay {
+    /// Nothing of that.
+    Nothing,
+    /// It does not serve.
+    NotServing,
+    /// It is down, and a frozen command runs again by that.
+    Down,
+    /// That it is down, and then that it is there: it was something else, and what is heard counts no more.
+    Denied,
+}
+
 /// What the server that there is is to the one that held the lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kinship {
@@ -465,8 +478,8 @@ pub struct State {
     lost_at: Moment,
     /// Whether the server has said that it ended that session.
     was_told: bool,
-    /// Whether it has said since, right after, that it does not serve.
-    goes_down: bool,
+    /// What was heard of it since, right after.
+    hearsay: Hearsay,
     /// Since when it is known to have served without that session: if it goes down later, that is not what ended it. Of
     /// a server behind a pooler this is never known: that lets in whether or not it is there, and its words may be its own.
     served_at: Option<Moment>,
@@ -510,7 +523,7 @@ impl State {
             losses: 0,
             lost_at: sent,
             was_told: false,
-            goes_down: false,
+            hearsay: Hearsay::Nothing,
             served_at: None,
             let_in_at: None,
             evicted: false,
@@ -755,6 +768,11 @@ impl State {
             Stage::Killed(_) | Stage::Suspended => {}
             Stage::Suspending(by) => {
                 if by <= now {
+                    // The server may take the lease out of force yet: with a command that the guardian has killed meanwhile
+                    // the lock would stay until the shell continues pglock.
+                    if self.asked() == Some(Question::Lift) {
+                        self.effects.push(Effect::Guard(None));
+                    }
                     self.suspend();
                 }
             }
@@ -900,7 +918,7 @@ impl State {
             Loss::Cut => false,
             Loss::One | Loss::All => true,
         };
-        self.goes_down = false;
+        self.hearsay = Hearsay::Nothing;
         self.go_home();
         self.served_at = None;
         self.evicted = false;
@@ -997,24 +1015,42 @@ impl State {
         match self.stage {
             Stage::Frozen => {
                 let is_fresh = now <= self.lost_at + FRESH;
-                let speaks_of_loss =
-                    is_home && is_fresh && self.served_at.is_none() && !self.policy.pooled;
+                let speaks_of_loss = is_home
+                    && is_fresh
+                    && self.served_at.is_none()
+                    && !self.policy.pooled
+                    && self.hearsay != Hearsay::Denied;
+                let goes_down = self.hearsay == Hearsay::NotServing;
                 let all_are_gone = match barrier {
                     Barrier::NotServing => {
-                        self.goes_down |= speaks_of_loss;
+                        if speaks_of_loss {
+                            self.hearsay = Hearsay::NotServing;
+                        }
                         false
                     }
                     // A program in between may have gone, where the server has said nothing.
-                    Barrier::Starting | Barrier::Down => self.was_told || self.goes_down,
+                    Barrier::Starting | Barrier::Down => self.was_told || goes_down,
                     // It went down and is down: something else in the way would be a strange chance.
-                    Barrier::Unreachable => self.goes_down,
+                    Barrier::Unreachable => goes_down,
                     Barrier::Denied | Barrier::Refused | Barrier::Unguarded | Barrier::Silence => {
                         false
                     }
                 };
                 if all_are_gone && speaks_of_loss {
+                    self.hearsay = Hearsay::Down;
                     self.unfreeze();
                 }
+            }
+            // A strange chance it was: in a smart shutdown somebody may have got the lock.
+            Stage::Running
+                if self.hearsay == Hearsay::Down
+                    && barrier == Barrier::NotServing
+                    && is_home
+                    && self.ended.is_none() =>
+            {
+                self.hearsay = Hearsay::Denied;
+                self.stage = Stage::Frozen;
+                self.effects.push(Effect::Signal(Signal::STOP));
             }
             Stage::Running
             | Stage::Terminating(_)

@@ -439,6 +439,38 @@ fn a_server_that_goes_down_and_is_down_lets_the_command_run_to_its_deadline() {
 }
 
 #[test]
+fn a_server_that_is_there_after_it_was_seen_down_has_the_command_stopped_again() {
+    let mut state = lost_so(policy(15.0, 5.0), Loss::One, 103.0);
+    state.on(not_connected(Barrier::NotServing), at(103.0));
+    state.on(Event::Tick, at(103.1));
+    state.on(not_connected(Barrier::Unreachable), at(103.2));
+    assert_eq!(state.stage, Stage::Running);
+    // Something on the way has refused; in a smart shutdown somebody may have the lock.
+    state.on(Event::Tick, at(103.3));
+    let effects = state.on(not_connected(Barrier::NotServing), at(103.4));
+    assert_eq!(effects, [Effect::Signal(Signal::STOP)]);
+    assert_eq!(state.stage, Stage::Frozen);
+    // And what is heard counts no more.
+    for (barrier, moment) in [
+        (Barrier::Unreachable, 103.6),
+        (Barrier::NotServing, 103.8),
+        (Barrier::Unreachable, 104.0),
+        (Barrier::Down, 104.2),
+        (Barrier::Starting, 104.4),
+    ] {
+        state.on(Event::Tick, at(moment - 0.1));
+        state.on(not_connected(barrier), at(moment));
+        assert_eq!(state.stage, Stage::Frozen, "{barrier:?}");
+    }
+    // A restart is what it always is.
+    state.on(Event::Tick, at(104.6));
+    state.on(Event::Connected, at(104.7));
+    let effects = state.on(retake(Retake::Held(past(0.3))), at(104.8));
+    assert!(effects.contains(&Effect::Signal(Signal::CONT)));
+    assert_eq!(state.stage, Stage::Running);
+}
+
+#[test]
 fn a_restart_after_the_server_has_served_again_is_no_excuse() {
     let mut state = lost_so(policy(15.0, 5.0), Loss::One, 103.0);
     state.on(Event::Connected, at(103.0));
@@ -712,6 +744,31 @@ fn on_loss_continue_continues_what_its_user_had_stopped() {
             "{answer:?} {effects:?}"
         );
     }
+}
+
+#[test]
+fn a_lease_that_may_be_out_of_force_is_not_kept_by_the_guardian() {
+    let mut state = state(policy(15.0, 5.0));
+    let effects = state.on(Event::CommandStopped(Signal::TSTP, false), at(103.0));
+    assert_eq!(effects, [Effect::Ask(Question::Lift)]);
+    let effects = state.on(Event::Tick, at(104.0));
+    assert_eq!(
+        effects,
+        [
+            Effect::Guard(None),
+            Effect::Signal(Signal::STOP),
+            Effect::Suspend
+        ]
+    );
+    // The lease begins anew with the answer that the lock is held.
+    state.on(Event::Woken(true), at(120.0));
+    state.on(Event::Answered(Answer::Alive), at(120.1));
+    let effects = state.on(Event::Answered(Answer::Check(true)), at(120.2));
+    assert!(
+        effects.contains(&Effect::Guard(Some(at(134.1)))),
+        "{effects:?}"
+    );
+    assert_eq!(state.stage, Stage::Running);
 }
 
 #[test]
