@@ -126,7 +126,7 @@ test: setup
 	else \
 		set -x; cargo test --locked $(ARGS); \
 	fi
-	@[ -n '$(ARGS)' ] || $(MAKE) --no-print-directory simulate
+	@[ -n '$(ARGS)' ] || $(MAKE) --no-print-directory simulate ARGS=--whole
 
 # Apart from the others, for the static build takes minutes.
 test-static: setup static

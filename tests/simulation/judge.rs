@@ -183,8 +183,10 @@ impl Judge {
 
     /// The server goes down: who had lost a session before, and has not reached it again, may meet a holder of meanwhile.
     pub fn server_goes_down(&mut self, clients: &mut [Client], now: Time) {
+        let leases = clients.iter().map(Client::lease_over);
+        let until = leases.max().unwrap_or(now);
         for client in clients {
-            client.server_goes_down(now);
+            client.server_goes_down(now, until);
         }
     }
 

@@ -12,6 +12,7 @@
 //! leaving some out.
 
 mod coverage;
+mod focus;
 mod judge;
 mod locks;
 mod mutations;

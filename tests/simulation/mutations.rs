@@ -96,7 +96,7 @@ const MUTATIONS: &[Mutation] = &[
     Mutation {
         name: "a command that was frozen starts again before the lock is known to be held",
         file: "src/supervise/state.rs",
-        was: "Barrier::Starting | Barrier::Down => self.was_told || self.goes_down,",
+        was: "Barrier::Starting | Barrier::Down => self.was_told || goes_down,",
         is: "Barrier::Starting | Barrier::Down | Barrier::Denied => true,",
         options: "",
     },

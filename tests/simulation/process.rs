@@ -360,14 +360,14 @@ impl Client {
     }
 
     /// When the lease is over that it has, and the command is dead.
-    fn lease_over(&self) -> Time {
+    pub fn lease_over(&self) -> Time {
         let ttl = self.terms().map_or(Duration::ZERO, Terms::ttl);
         self.clock.time(self.heard + ttl) + SLACK
     }
 
-    pub fn server_goes_down(&mut self, now: Time) {
+    /// Whoever has got its lock meanwhile runs on by its lease, the longest of which is over then.
+    pub fn server_goes_down(&mut self, now: Time, until: Time) {
         if self.ended_alone {
-            let until = self.lease_over();
             self.excuse(Reason::DownAfterAlone, now, until);
         }
     }
@@ -511,10 +511,17 @@ impl World {
         // The lock may be on its way.
         let until = it.lease_over().max(now + it.ttl * SECOND);
         it.excuse(Reason::EndedAlone, now, until);
+        self.lose_session(client);
+    }
+
+    /// The session of a client's is lost, and others live on.
+    pub fn lose_session(&mut self, client: usize) {
+        let it = &mut self.clients[client];
         it.ended_alone |= it.was_granted;
         // It goes down already, but lets those who are there have the lock.
         if self.server.phase == Phase::Smart {
-            self.clients[client].server_goes_down(now);
+            let until = it.lease_over();
+            it.server_goes_down(self.now, until);
         }
     }
 

@@ -29,6 +29,8 @@ pub struct Schedule {
 #[derive(Clone, Copy, Debug)]
 pub struct Trap {
     pub cue: Cue,
+    /// How often it lets that pass.
+    pub passes: u32,
     /// How long after that, and what.
     pub after: Time,
     pub fault: Fault,
@@ -72,7 +74,7 @@ pub enum Ordered {
 }
 
 impl Ordered {
-    const ALL: [Self; 16] = [
+    pub const ALL: [Self; 16] = [
         Self::Connect,
         Self::ConnectBeside,
         Self::Try,
@@ -324,45 +326,6 @@ impl Kind {
     ];
 }
 
-/// What goes wrong at once, and within which times it lasts.
-type Gang = [(Kind, Option<(Time, Time)>)];
-
-/// What befalls a holder who has just asked something.
-const GANGS: [&Gang; 9] = [
-    &[(Kind::HoldBack, None)],
-    &[(Kind::HoldBack, None), (Kind::Terminated, None)],
-    &[(Kind::Fail, None)],
-    &[(Kind::Fail, None), (Kind::HoldBack, None)],
-    &[(Kind::SuspendCommand, None)],
-    // Beyond the time in which pglock wants to stop.
-    &[(Kind::SuspendCommand, None), (Kind::CutFrom, LIFTED)],
-    &[
-        (Kind::SuspendCommand, None),
-        (Kind::CutFrom, LIFTED),
-        (Kind::Fail, None),
-    ],
-    &[(Kind::ContinueCommand, None), (Kind::StopCommand, None)],
-    &[(Kind::Deny, LIFTED), (Kind::HoldBack, None)],
-];
-const LIFTED: Option<(Time, Time)> = Some((SECOND, 3 * SECOND));
-
-/// The same of one who is on the way to the lock.
-const GANGS_ON_THE_WAY: [&Gang; 7] = [
-    &[(Kind::KillGuardian, None), (Kind::NoProcesses, BEYOND)],
-    &[
-        (Kind::KillGuardian, None),
-        (Kind::NoProcesses, BEYOND),
-        (Kind::CutFrom, LIFTED),
-    ],
-    &[(Kind::Cut, BEYOND)],
-    &[(Kind::CutFrom, LIFTED)],
-    &[(Kind::Fail, None)],
-    &[(Kind::Terminated, None)],
-    &[(Kind::CancelQuery, None)],
-];
-/// Beyond the time for an answer.
-const BEYOND: Option<(Time, Time)> = Some((10 * SECOND, 14 * SECOND));
-
 /// The stage that a holder is in when something goes wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
@@ -432,7 +395,7 @@ impl Schedule {
             schedule.faults.push(fault);
             at += schedule.pause(&mut random);
         }
-        if random.chance(20) {
+        if random.chance(30) {
             schedule.focus(&mut random);
         }
         for place in 0..[0, 1, 2, 2][random.below(4)] {
@@ -472,6 +435,7 @@ impl Schedule {
         };
         Trap {
             cue,
+            passes: 0,
             after: match random.below(3) {
                 0 => 0,
                 1 => random.next() % MILLISECOND,
@@ -526,88 +490,6 @@ impl Schedule {
             };
         }
         schedule
-    }
-
-    /// Leads to where chance seldom does: to a question that is asked late, or under way for long, and to what goes wrong
-    /// just then.
-    fn focus(&mut self, random: &mut Random) {
-        let back = [
-            Question::Retake,
-            Question::Retake,
-            Question::Past,
-            Question::Holder,
-            Question::Evict,
-        ];
-        let (asked, on_the_way): (&[Question], bool) = match random.below(8) {
-            0..4 => (&back, false),
-            4 => (
-                &[Question::Beat, Question::History, Question::Rename],
-                false,
-            ),
-            5 => (&[Question::Lift, Question::Check], false),
-            _ => (&[], true),
-        };
-        if on_the_way {
-            let cue = Cue::Orders(random.of(&Ordered::ALL));
-            for client in &mut self.clients {
-                client.verbose = random.chance(50);
-            }
-            let pooled = random.chance(50);
-            self.clients
-                .iter_mut()
-                .for_each(|client| client.pooled = pooled);
-            self.gang(cue, random.of(&GANGS_ON_THE_WAY), random);
-            // The next question is asked late then, or another one.
-            if random.chance(50) {
-                let cue = Cue::Orders(random.of(&Ordered::ALL));
-                self.gang(cue, random.of(&GANGS_ON_THE_WAY), random);
-            }
-            return;
-        }
-        for client in &mut self.clients {
-            client.terminal = (true, true);
-            client.kill_on_loss = random.chance(60);
-            if random.chance(50) {
-                client.command.hangs = random.next() % (self.ttl * SECOND);
-            }
-        }
-        // What ends the session comes right after a sign of the server.
-        if random.chance(70) {
-            const ENDS: [Kind; 6] = [
-                Kind::Promote,
-                Kind::Promote,
-                Kind::CrashBackend,
-                Kind::StopImmediate,
-                Kind::Terminate,
-                Kind::ResetClient,
-            ];
-            let fault = self.fault(random.of(&ENDS), 0, random);
-            let after = random.next() % (SECOND / 2);
-            let cue = Cue::Asks(Question::Beat);
-            self.traps.push(Trap { cue, after, fault });
-        }
-        for question in [Question::Retake, Question::Past, Question::Holder] {
-            if random.chance(40) {
-                let late = &[(Kind::CutTo, Some((SECOND / 2, 3 * SECOND)))];
-                self.gang(Cue::Asks(question), late, random);
-            }
-        }
-        self.gang(Cue::Asks(random.of(asked)), random.of(&GANGS), random);
-    }
-
-    /// Has all of a gang wait for the same.
-    fn gang(&mut self, cue: Cue, gang: &Gang, random: &mut Random) {
-        for (kind, time) in gang {
-            let mut fault = self.fault(*kind, 0, random);
-            if let Some((from, to)) = time {
-                fault.time = from + random.next() % (to - from);
-            }
-            self.traps.push(Trap {
-                cue,
-                after: 0,
-                fault,
-            });
-        }
     }
 
     /// Nothing goes wrong yet.
@@ -668,7 +550,7 @@ impl Schedule {
         }
     }
 
-    fn fault(&self, kind: Kind, at: Time, random: &mut Random) -> Fault {
+    pub fn fault(&self, kind: Kind, at: Time, random: &mut Random) -> Fault {
         let ttl = self.ttl * SECOND;
         Fault {
             at,

@@ -15,6 +15,8 @@ pub const OWN: i32 = 1;
 pub const MADE_UP: i32 = 2;
 /// How long `pg_terminate_backend` waits for the backend to be gone.
 const TERMINATE_WAIT: Time = 1_000_000;
+/// The number of the process before the first backend.
+const FIRST_PID: i32 = 100;
 /// How often a turn looks for a free slot.
 const SLOT_POLL: Time = 20_000;
 
@@ -137,7 +139,7 @@ impl Server {
             resets: [-1_000_000_000; 3],
             backends: BTreeMap::new(),
             locks: Locks::default(),
-            next_pid: 100,
+            next_pid: FIRST_PID,
             tokens: 0,
             outs: Vec::new(),
         }
@@ -320,6 +322,8 @@ impl Server {
         self.phase = Phase::Up;
         if !after_backend {
             self.started = wall;
+            // As in a container, whose processes have the same numbers each time.
+            self.next_pid = FIRST_PID;
         }
         if !after_backend && is_clean {
             // The end of its recovery is forgotten.

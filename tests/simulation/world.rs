@@ -849,13 +849,22 @@ impl World {
 
     /// Springs the traps that wait for this.
     pub fn spring(&mut self, client: usize, is_cue: impl Fn(Cue) -> bool) {
-        while let Some(place) = self.traps.iter().position(|trap| is_cue(trap.cue)) {
-            let Trap {
-                after, mut fault, ..
-            } = self.traps.swap_remove(place);
-            fault.client = client;
-            self.faults.push(fault);
-            self.after(after, Event::Fault(self.faults.len() - 1));
+        let mut place = 0;
+        while place < self.traps.len() {
+            let trap = &mut self.traps[place];
+            if !is_cue(trap.cue) {
+                place += 1;
+            } else if trap.passes > 0 {
+                trap.passes -= 1;
+                place += 1;
+            } else {
+                let Trap {
+                    after, mut fault, ..
+                } = self.traps.remove(place);
+                fault.client = client;
+                self.faults.push(fault);
+                self.after(after, Event::Fault(self.faults.len() - 1));
+            }
         }
     }
 
@@ -1061,6 +1070,7 @@ impl World {
         }
         if for_client && !for_server {
             self.note_lifted(client);
+            self.lose_session(client);
         }
         if for_server {
             self.excuse_session(client);

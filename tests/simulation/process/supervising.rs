@@ -157,8 +157,12 @@ impl World {
                     supervise::Event::Answered(supervise::Answer::Retake(
                         supervise::Retake::Held(_),
                     )) => {
-                        self.supervising(client).expect("a run").backend = spoken;
+                        let run = self.supervising(client).expect("a run");
+                        (run.backend, run.is_lifted) = (spoken, false);
                         self.clients[client].ended_alone = false;
+                    }
+                    supervise::Event::Answered(supervise::Answer::Check(_)) => {
+                        self.supervising(client).expect("a run").is_lifted = false;
                     }
                     _ => {}
                 }
@@ -240,7 +244,7 @@ impl World {
                 self.spring(client, |trap| trap == Cue::Asks(question));
                 let spoken = self.spoken(client);
                 let run = self.supervising(client)?;
-                run.is_lifted = question == supervise::Question::Lift;
+                run.is_lifted |= question == supervise::Question::Lift;
                 let Wire::Up(connection, asked) = &mut run.wire else {
                     let words = "there is none".to_owned();
                     return Some(supervise::Event::SessionLost(supervise::Loss::Cut, words));

@@ -1,0 +1,353 @@
+//! Where chance seldom leads: a session that ends right after a sign of the server, a question that is long under way, and what
+//! goes wrong just then.
+
+use super::random::Random;
+use super::schedule::{Cue, Kind, Ordered, Schedule, Trap};
+use super::time::{MILLISECOND, SECOND, Time};
+use crate::cli::config::Wait;
+use crate::supervise::state::Question;
+
+/// What goes wrong: how long after its cue, and how long it lasts, where that matters.
+struct Blow {
+    kind: Kind,
+    after: Range,
+    lasts: Option<Range>,
+}
+
+type Range = (Time, Time);
+
+/// At once, for any time.
+const fn now(kind: Kind) -> Blow {
+    blow(kind, (0, 1), None)
+}
+
+/// At once, for a time between these.
+const fn lasting(kind: Kind, from: Time, to: Time) -> Blow {
+    blow(kind, (0, 1), Some((from, to)))
+}
+
+/// A while after that.
+const fn later(kind: Kind, from: Time, to: Time) -> Blow {
+    blow(kind, (from, to), None)
+}
+
+const fn blow(kind: Kind, after: Range, lasts: Option<Range>) -> Blow {
+    Blow { kind, after, lasts }
+}
+
+/// What ends the session that holds the lock.
+const ENDS: [&[Blow]; 10] = [
+    &[now(Kind::Promote)],
+    &[now(Kind::CrashBackend)],
+    &[lasting(Kind::StopImmediate, 0, SECOND)],
+    &[now(Kind::Terminate)],
+    &[now(Kind::ResetClient)],
+    &NO_CRASH,
+    &ALL_AND_PROMOTED,
+    &TAKEN_AND_PROMOTED,
+    &SEEMS_DOWN,
+    &SEEMS_DOWN_AND_PROMOTED,
+];
+/// A crash that seems to have been none.
+const NO_CRASH: [Blow; 2] = [
+    now(Kind::CrashBackend),
+    later(Kind::ResetOne, SECOND / 4, SECOND / 2),
+];
+/// All sessions end, and then another server is there.
+const ALL_AND_PROMOTED: [Blow; 2] = [
+    lasting(Kind::StopImmediate, 0, 2 * SECOND),
+    later(Kind::Promote, 1, SECOND / 2),
+];
+/// Somebody else has the lock before another server is there.
+const TAKEN_AND_PROMOTED: [Blow; 3] = [
+    now(Kind::Terminate),
+    lasting(Kind::Refuse, SECOND / 2, 2 * SECOND),
+    later(Kind::Promote, SECOND / 5, 2 * SECOND),
+];
+/// The same in a smart shutdown, in which something on the way makes the server seem down.
+const SEEMS_DOWN: [Blow; 3] = [SMART, ALONE, BLIP];
+const SEEMS_DOWN_AND_PROMOTED: [Blow; 4] = [
+    SMART,
+    ALONE,
+    BLIP,
+    later(Kind::Promote, SECOND / 2, 3 * SECOND),
+];
+const SEEMS_DOWN_AND_HELD_BACK: [Blow; 4] = [
+    SMART,
+    ALONE,
+    BLIP,
+    later(Kind::HoldBack, 60 * MILLISECOND, SECOND / 2),
+];
+const SMART: Blow = lasting(Kind::StopSmart, SECOND, 6 * SECOND);
+const ALONE: Blow = later(Kind::Terminate, 1, 50 * MILLISECOND);
+const BLIP: Blow = blow(
+    Kind::Refuse,
+    (51 * MILLISECOND, 200 * MILLISECOND),
+    Some((50 * MILLISECOND, 300 * MILLISECOND)),
+);
+
+/// What befalls a holder who has just asked something.
+const BEFALLS: [&[Blow]; 12] = [
+    HELD_BACK,
+    &[now(Kind::HoldBack), now(Kind::Terminated)],
+    &[now(Kind::Fail)],
+    &[now(Kind::Fail), now(Kind::HoldBack)],
+    &[now(Kind::Terminated)],
+    &[now(Kind::ContinueCommand), now(Kind::StopCommand)],
+    SUSPENDED[0],
+    SUSPENDED[1],
+    SUSPENDED[2],
+    SUSPENDED[3],
+    SUSPENDED[4],
+    SUSPENDED[5],
+];
+const HELD_BACK: &[Blow] = &[now(Kind::HoldBack)];
+const SUSPENDED: [&[Blow]; 6] = [
+    &[now(Kind::SuspendCommand)],
+    &[now(Kind::SuspendCommand), lasting(Kind::CutFrom, 1, SECOND)],
+    // Beyond the time in which pglock wants to stop.
+    &[
+        now(Kind::SuspendCommand),
+        lasting(Kind::CutFrom, SECOND, 3 * SECOND),
+    ],
+    &[
+        now(Kind::SuspendCommand),
+        lasting(Kind::CutFrom, SECOND, 3 * SECOND),
+        now(Kind::Fail),
+    ],
+    // The answer is there when pglock comes to stop.
+    &[
+        now(Kind::SuspendCommand),
+        blow(
+            Kind::FreezeHost,
+            (MILLISECOND, 50 * MILLISECOND),
+            Some((SECOND, 10 * SECOND)),
+        ),
+    ],
+    &[
+        now(Kind::SuspendCommand),
+        blow(
+            Kind::FreezePglock,
+            (MILLISECOND, 50 * MILLISECOND),
+            Some((SECOND, 2 * SECOND)),
+        ),
+    ],
+];
+
+/// A session that ends like this, then something that befalls whoever asks this.
+struct Way {
+    ends: &'static [&'static [Blow]],
+    /// What is long under way.
+    late: &'static [Question],
+    asked: &'static [Question],
+    befalls: &'static [&'static [Blow]],
+    /// Whether the command carries on without its lock, if that is to be so or not.
+    carries_on: Option<bool>,
+}
+
+/// Those by which rare places are reached.
+const WAYS: [Way; 11] = [
+    Way {
+        ends: &[&ALL_AND_PROMOTED],
+        late: &[Question::Retake],
+        asked: &[Question::Past],
+        befalls: &[HELD_BACK],
+        carries_on: Some(false),
+    },
+    Way {
+        ends: &[ENDS[0], ENDS[1], ENDS[2]],
+        late: &[Question::Retake],
+        asked: &[Question::Past],
+        befalls: &[HELD_BACK],
+        carries_on: Some(false),
+    },
+    Way {
+        ends: &[&ALL_AND_PROMOTED],
+        late: &[],
+        asked: &[Question::Retake],
+        befalls: &[HELD_BACK],
+        carries_on: Some(false),
+    },
+    Way {
+        ends: &[&SEEMS_DOWN_AND_PROMOTED],
+        late: &[],
+        asked: &[Question::Retake],
+        befalls: &[HELD_BACK],
+        carries_on: Some(false),
+    },
+    Way {
+        ends: &[ENDS[0], &ALL_AND_PROMOTED, ENDS[1]],
+        late: &[Question::Retake],
+        asked: &[Question::Past],
+        befalls: &SUSPENDED,
+        carries_on: Some(true),
+    },
+    Way {
+        ends: &[&TAKEN_AND_PROMOTED],
+        late: &[],
+        asked: &[Question::Retake],
+        befalls: &[HELD_BACK],
+        carries_on: Some(false),
+    },
+    Way {
+        ends: &[&TAKEN_AND_PROMOTED],
+        late: &[],
+        asked: &[Question::Retake],
+        befalls: &SUSPENDED,
+        carries_on: Some(true),
+    },
+    Way {
+        ends: &[
+            &SEEMS_DOWN,
+            &SEEMS_DOWN_AND_PROMOTED,
+            &SEEMS_DOWN_AND_HELD_BACK,
+        ],
+        late: &[],
+        asked: &[Question::Retake, Question::Holder],
+        befalls: &[HELD_BACK],
+        carries_on: Some(false),
+    },
+    // It is taken again by a command that is about to be stopped.
+    Way {
+        ends: &[&NO_CRASH],
+        late: &[],
+        asked: &[Question::Retake],
+        befalls: &[SUSPENDED[4], SUSPENDED[5]],
+        carries_on: Some(false),
+    },
+    Way {
+        ends: &[ENDS[4]],
+        late: &[],
+        asked: &[Question::Holder, Question::Evict],
+        befalls: &SUSPENDED,
+        carries_on: Some(true),
+    },
+    Way {
+        ends: &[SUSPENDED[0]],
+        late: &[],
+        asked: &[Question::Lift, Question::Check],
+        befalls: &BEFALLS,
+        carries_on: None,
+    },
+];
+
+/// The same of one who is on the way to the lock.
+const BEFALLS_ON_THE_WAY: [&[Blow]; 7] = [
+    &[now(Kind::KillGuardian), UNGUARDED],
+    &[
+        now(Kind::KillGuardian),
+        UNGUARDED,
+        lasting(Kind::CutFrom, SECOND, 3 * SECOND),
+    ],
+    &[lasting(Kind::Cut, 10 * SECOND, 14 * SECOND)],
+    &[lasting(Kind::CutFrom, SECOND, 3 * SECOND)],
+    &[now(Kind::Fail)],
+    &[now(Kind::Terminated)],
+    &[now(Kind::CancelQuery)],
+];
+const UNGUARDED: Blow = lasting(Kind::NoProcesses, 10 * SECOND, 14 * SECOND);
+
+/// Any.
+const ANY_WAY: Way = Way {
+    ends: &ENDS,
+    late: &[],
+    asked: &[
+        Question::Retake,
+        Question::Retake,
+        Question::Past,
+        Question::Holder,
+        Question::Evict,
+        Question::Beat,
+        Question::History,
+        Question::Rename,
+    ],
+    befalls: &BEFALLS,
+    carries_on: None,
+};
+
+impl Schedule {
+    /// Adds what leads there.
+    pub fn focus(&mut self, random: &mut Random) {
+        match random.below(4) {
+            0 => self.focus_on_the_way(random),
+            _ => self.focus_on_a_holder(random),
+        }
+    }
+
+    fn focus_on_the_way(&mut self, random: &mut Random) {
+        let pooled = random.chance(50);
+        for client in &mut self.clients {
+            client.verbose = random.chance(50);
+            client.pooled = pooled;
+        }
+        // The next question is asked late then, or another one.
+        for _ in 0..1 + random.below(2) {
+            let cue = Cue::Orders(random.of(&Ordered::ALL));
+            let blows = BEFALLS_ON_THE_WAY[random.below(BEFALLS_ON_THE_WAY.len())];
+            self.strike(cue, 0, blows, random);
+        }
+    }
+
+    fn focus_on_a_holder(&mut self, random: &mut Random) {
+        let way = match random.chance(70) {
+            true => &WAYS[random.below(WAYS.len())],
+            false => &ANY_WAY,
+        };
+        let carries_on = way.carries_on.unwrap_or_else(|| random.chance(40));
+        (self.ttl, self.grace) = random.of(&[(3, 0), (4, 0), (6, 2), (9, 3)]);
+        // Others are there who take what they get.
+        let is_crowded = random.chance(50);
+        if is_crowded {
+            self.slots = 1;
+        }
+        for client in &mut self.clients {
+            client.terminal = (true, true);
+            client.kill_on_loss = !carries_on;
+            if is_crowded {
+                client.wait = Wait::Forever;
+                (client.shared, client.pooled, client.fence) = (false, false, false);
+                client.command.work = 10 * SECOND;
+            }
+            if random.chance(50) {
+                client.command.hangs = random.next() % (self.ttl * SECOND);
+            }
+        }
+        // Right after a sign of the server.
+        let after = random.next() % (SECOND / 2);
+        let ends = way.ends[random.below(way.ends.len())];
+        self.strike(Cue::Asks(Question::Beat), after, ends, random);
+        if random.chance(15) {
+            const BARS: [Kind; 4] = [Kind::Deny, Kind::Garble, Kind::NoProcesses, Kind::Cut];
+            let bar = lasting(random.of(&BARS), SECOND, 10 * SECOND);
+            let held_back = later(Kind::HoldBack, SECOND / 4, 2 * SECOND);
+            self.strike(Cue::Asks(Question::Beat), after, &[bar, held_back], random);
+        }
+        for question in [Question::Retake, Question::Past, Question::Holder] {
+            if way.late.contains(&question) || random.chance(25) {
+                let late = &[lasting(Kind::CutTo, SECOND / 2, 3 * SECOND)];
+                self.strike(Cue::Asks(question), 0, late, random);
+            }
+        }
+        let blows = way.befalls[random.below(way.befalls.len())];
+        self.strike(Cue::Asks(random.of(way.asked)), 0, blows, random);
+    }
+
+    /// Has all of this wait for the same cue, and so long more.
+    fn strike(&mut self, cue: Cue, after: Time, blows: &[Blow], random: &mut Random) {
+        let between = |(from, to): Range, random: &mut Random| from + random.next() % (to - from);
+        // It may be about the second one who comes there.
+        let passes = random.below(4) as u32 / 3;
+        for blow in blows {
+            let mut fault = self.fault(blow.kind, 0, random);
+            if let Some(lasts) = blow.lasts {
+                fault.time = between(lasts, random);
+            }
+            self.traps.push(Trap {
+                cue,
+                passes,
+                after: after + between(blow.after, random),
+                fault,
+            });
+        }
+    }
+}
