@@ -111,6 +111,7 @@ impl<'a> Attempt<'a> {
             fence: config.fence,
             sync: config.sync,
             verbose: log.is_verbose(),
+            slots: config.slots,
         };
         Ok(Self {
             signals,

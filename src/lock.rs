@@ -7,6 +7,7 @@
 //! | room | what is in it |
 //! | --- | --- |
 //! | [`keys`] | the keys of a lock, and the SQL that names them |
+//! | [`count`] | that all who use a lock count its slots alike |
 //! | [`request_sql`] | what is said by one who wants a lock |
 //! | [`held_sql`] | what is said by one who holds it |
 //! | [`verdict`] | how an attempt went, and its proof |
@@ -14,6 +15,7 @@
 //! | [`holders`] | who holds a lock and who waits |
 //! | [`release`](mod@release) | how a lock is given up |
 
+mod count;
 #[cfg(test)]
 mod golden;
 mod held_sql;

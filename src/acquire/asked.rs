@@ -68,8 +68,9 @@ impl Asked {
                 check,
                 waits,
                 waited,
+                exact,
             } => {
-                let query = request.try_query(dialect, scope, check, waits, waited)?;
+                let query = request.try_query(dialect, scope, check, waits, waited, exact)?;
                 Self::Verdict(query, scope)
             }
             Question::Wait {
@@ -119,6 +120,8 @@ impl Asked {
                 Ok(lock::Verdict::RecentlyRestarted) => Answer::Verdict(Verdict::RecentlyRestarted),
                 Ok(lock::Verdict::Pooled) => Answer::Verdict(Verdict::Pooled),
                 Ok(lock::Verdict::Standby) => Answer::Verdict(Verdict::Standby),
+                Ok(lock::Verdict::Differs(slots)) => Answer::Verdict(Verdict::Differs(slots)),
+                Ok(lock::Verdict::Doubtful) => Answer::Verdict(Verdict::Doubtful),
                 Err(Unanswered::Refused(error)) => return may_do_without(&error, request).into(),
                 Err(Unanswered::Senseless(why)) => Answer::Verdict(Verdict::Lie(why.to_owned())),
             },

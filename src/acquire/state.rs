@@ -27,6 +27,11 @@ const UNDER_WAY: Duration = Duration::from_secs(1);
 /// The first and the longest pause before a server is tried again that is down, starting or full.
 const RETRY: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(1)];
 
+/// How long to wait before it is looked again whether others count the slots of the lock otherwise, on the average; and how often it is looked,
+/// the first time included. Newcomers who are turned away for that see each other, and so would turn away each other.
+const RECOUNT: Duration = Duration::from_millis(150);
+const COUNTS: u32 = 3;
+
 /// What failed if the lock could not be asked for.
 const LOCK_CALL: &str = "the lock call failed";
 
@@ -60,6 +65,8 @@ pub struct Plan {
     pub sync: bool,
     /// Whether more is said, such as who holds a lock that is not obtained.
     pub verbose: bool,
+    /// How many may hold the lock at once.
+    pub slots: u32,
 }
 
 /// Why there is no lock.
@@ -114,6 +121,8 @@ pub enum Question {
         waits: bool,
         /// Whether somebody else has held it before.
         waited: bool,
+        /// Whether it is to be known in which database those are who count slots.
+        exact: bool,
     },
     /// For the lock, in a turn in the server's queue.
     Wait {
@@ -200,6 +209,10 @@ pub enum Verdict {
     Pooled,
     /// The server is a standby.
     Standby,
+    /// Others count so many slots.
+    Differs(u32),
+    /// Others may: it is to be asked exactly.
+    Doubtful,
     /// No answer to what was asked, or one that does not hold.
     Lie(String),
 }
@@ -607,6 +620,8 @@ pub struct State {
     announced: bool,
     /// Whether others held the lock at first.
     waited: bool,
+    /// How often others were seen to count otherwise, one time after the other.
+    differed: u32,
     /// What the lock can be bound to on the connection that there is.
     scope: LockScope,
     /// How the last attempt on it treated a server that has just lost its sessions.
@@ -651,6 +666,7 @@ impl State {
             reason: None,
             announced: false,
             waited: false,
+            differed: 0,
             scope: LockScope::Session,
             tried: RestartCheck::HoldOff,
             young_since: None,
@@ -1293,6 +1309,19 @@ impl State {
             check,
             waits: self.plan.wait != Wait::No,
             waited: self.waited,
+            exact: false,
+        };
+        self.ask(question, at)
+    }
+
+    /// Tries as the last time, and has the server tell more.
+    fn attempt_exactly(&mut self, at: &At) -> Order {
+        let question = Question::Try {
+            scope: self.scope,
+            check: self.tried,
+            waits: self.plan.wait != Wait::No,
+            waited: self.waited,
+            exact: true,
         };
         self.ask(question, at)
     }
@@ -1305,6 +1334,7 @@ impl State {
                 self.stop(AcquireError::Failed(format!("{LOCK_CALL}: {judged}")), at)
             }
             Verdict::Busy | Verdict::QueueHead if self.scope == LockScope::Session => {
+                self.differed = 0;
                 let first = verdict == Verdict::QueueHead;
                 let early = self.asked + turn / 2;
                 if at.now < early {
@@ -1319,7 +1349,9 @@ impl State {
             | Verdict::QueueHead
             | Verdict::RecentlyRestarted
             | Verdict::Pooled
-            | Verdict::Standby => self.end_transaction(Reply::Verdict(verdict), at),
+            | Verdict::Standby
+            | Verdict::Differs(_)
+            | Verdict::Doubtful => self.end_transaction(Reply::Verdict(verdict), at),
         }
     }
 
@@ -1337,13 +1369,18 @@ impl State {
     fn replied(&mut self, reply: Reply, at: &mut At) -> Order {
         match reply {
             Reply::Verdict(Verdict::Held(token)) => self.granted(token, at),
-            Reply::Verdict(Verdict::Busy | Verdict::QueueHead) => match self.time_to_wait(at.now) {
-                Some(left) => {
-                    let pause = at.jittered(POOLED_PAUSE).min(left);
-                    self.pause(Pause::Attempt, at.now + pause)
+            Reply::Verdict(Verdict::Busy | Verdict::QueueHead) => {
+                self.differed = 0;
+                match self.time_to_wait(at.now) {
+                    Some(left) => {
+                        let pause = at.jittered(POOLED_PAUSE).min(left);
+                        self.pause(Pause::Attempt, at.now + pause)
+                    }
+                    None => self.name_holders(at),
                 }
-                None => self.name_holders(at),
-            },
+            }
+            Reply::Verdict(Verdict::Differs(slots)) => self.differs(slots, at),
+            Reply::Verdict(Verdict::Doubtful) => self.attempt_exactly(at),
             Reply::Verdict(Verdict::RecentlyRestarted) => self.hold_off(at),
             Reply::Verdict(Verdict::Pooled) if self.plan.sync => self.stop(
                 failed(
@@ -1372,6 +1409,23 @@ impl State {
                 None => self.fail(AttemptError::Host(refusal.error.of(LOCK_CALL)), at),
             },
         }
+    }
+
+    /// Others count so many slots. Whoever is turned away for that as well is soon gone: it is looked again, without the session by which they see
+    /// this one.
+    fn differs(&mut self, slots: u32, at: &mut At) -> Order {
+        let message = format!(
+            "--slots {} is asked for, but others who hold the lock or wait for it have --slots {slots}: all who use a \
+             lock must give the same number",
+            self.plan.slots
+        );
+        self.differed += 1;
+        if self.differed >= COUNTS || self.is_over(at.now) {
+            return self.stop(AcquireError::Failed(message), at);
+        }
+        self.reason = Some(message);
+        let pause = at.jittered(RECOUNT);
+        self.pause(Pause::Round, at.now + pause)
     }
 
     /// How long there is to wait yet, for a lock that others hold; `None` where there is nothing to wait for.

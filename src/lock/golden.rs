@@ -122,11 +122,12 @@ fn requests() -> Vec<(&'static str, LockRequest)> {
 }
 
 fn locks() -> Vec<(&'static str, Lock)> {
-    let lock = |key, shared| request(Name::id(1), shared, 3).lock(key, LockScope::Session);
+    let lock = |key, shared| request(Name::id(1), shared, 1).lock(key, LockScope::Session);
+    let slot = |key| request(Name::id(1), false, 3).lock(key, LockScope::Session);
     vec![
         ("key 1", lock(Key::One(1), false)),
         ("key -7", lock(Key::One(-7), false)),
-        ("key 1,2", lock(Key::Two(1, 2), false)),
+        ("key 1,2 of 3 slots", slot(Key::Two(1, 2))),
         ("key -1,2", lock(Key::Two(-1, 2), false)),
         ("key 1, shared", lock(Key::One(1), true)),
         ("key -9223372036854775808", lock(Key::One(i64::MIN), false)),
@@ -146,7 +147,7 @@ fn show_requests(shown: &mut Shown) {
     let slots = &requests()[5].1;
     let attempt = |request: &LockRequest, made: &Made, scope, check, waits, waited| {
         request
-            .try_query(made, scope, check, waits, waited)
+            .try_query(made, scope, check, waits, waited, false)
             .unwrap()
     };
     for scope in SCOPES {
@@ -158,6 +159,11 @@ fn show_requests(shown: &mut Shown) {
         let query = attempt(slots, &made, scope, RestartCheck::None, false, false);
         let title = format_args!("try: id 1, 3 slots, without waiting; {bound}");
         shown.add(title, &query);
+        for (title, request) in [("id 1", one), ("id 1, 3 slots", slots)] {
+            let query = request.try_query(&made, scope, RestartCheck::None, true, false, true);
+            let title = format_args!("try: {title}, exact; {bound}");
+            shown.add(title, &query.unwrap());
+        }
         let query = attempt(one, &made, scope, RestartCheck::HoldOff, true, true);
         shown.add(format_args!("try: id 1, after others; {bound}"), &query);
         for (title, request) in [("id 1", one), ("id 1, 3 slots", slots)] {

@@ -19,6 +19,8 @@ pub struct Lock {
     pub(super) scope: LockScope,
     pub(super) settings: SessionSettings,
     pub(super) sync: bool,
+    /// The key that tells others how many slots there are.
+    pub(super) count: Option<Key>,
 }
 
 /// What the server says to an attempt to take a lock again.
@@ -102,6 +104,12 @@ impl Lock {
             self.suffix(),
             self.key.arguments()
         );
+        let taken = match self.count {
+            Some(count) => format!(
+                "{taken} and pg_catalog.pg_try_advisory{transaction}_lock_shared({count}) is not null"
+            ),
+            None => taken,
+        };
         verdict::begin(&mut statements, self.scope);
         statements.add(self.settings.sql(dialect, self.scope, 0));
         let past = PastPlace::ask(&mut statements, dialect, self.settings);
@@ -186,6 +194,11 @@ impl Lock {
             self.suffix()
         );
         let unlocked = statements.add(format!("select {unlock}"));
+        if let Some(count) = self.count {
+            statements.add(format!(
+                "select pg_catalog.pg_advisory_unlock_shared({count})"
+            ));
+        }
         let others = statements.add(if self.shared {
             format!(
                 "select locktype, classid, objid, objsubid \
@@ -235,6 +248,7 @@ mod tests {
             scope,
             settings: SessionSettings::new(None),
             sync: false,
+            count: None,
         }
     }
 

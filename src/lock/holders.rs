@@ -1,12 +1,13 @@
 //! Who holds a lock and who waits for it, as the server's lock table has it. Most of `pg_stat_activity` is hidden from
 //! ordinary roles; a session's name is not, and pglock puts into it what is to be seen (`server/session_name.rs`).
 
-use super::keys::{self, CompanionKey, OWN_DATABASE};
+use super::count;
+use super::keys::{self, CompanionKey, Key, OWN_DATABASE};
 use super::query::{Query, Statements};
 use super::request_sql::LockRequest;
 use crate::pq::Error;
 use crate::server::dialect::Dialect;
-use crate::server::session_name::IS_OWN;
+use crate::server::session_name::{IS_OWN, OWN};
 
 /// One session that holds or waits, in the server's words; `None` for what it does not tell.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -27,6 +28,8 @@ pub struct Row {
     pub database: Option<String>,
     /// The process id of the backend.
     pub backend: Option<String>,
+    /// How many slots it counts, where it says so.
+    pub slots: Option<u32>,
 }
 
 impl Row {
@@ -43,7 +46,23 @@ impl Row {
             user: user.clone(),
             database: database.clone(),
             backend: backend.clone(),
+            slots: None,
         })
+    }
+
+    /// How many slots its session counts, if it is no lock but tells that; of any lock where there is no request.
+    fn count(&self, request: Option<&LockRequest>) -> Option<u32> {
+        let key = Key::parse(self.lock.as_deref()?)?;
+        if self.mode.as_deref() != Some("shared") {
+            return None;
+        }
+        match request {
+            Some(request) => request.counted(key),
+            None => {
+                let name = self.session_name.as_deref()?;
+                count::counted_by(key).filter(|_| name.starts_with(OWN))
+            }
+        }
     }
 
     /// Whether it holds the lock.
@@ -88,7 +107,18 @@ pub fn query(
             own(CompanionKey::WriterIntent),
         ),
     };
+    let condition = match request {
+        Some(request) => {
+            let class = request.count_class() as u32;
+            format!(
+                "({condition} or (objsubid = '2' and classid = '{class}' and objid::bigint >= '{}'))",
+                count::FIRST
+            )
+        }
+        None => condition,
+    };
     let key = keys::key_of_row();
+    let request = request.cloned();
     let mut statements = Statements::new();
     let standby = statements.add("select pg_catalog.pg_is_in_recovery()");
     let rows = statements.add(format!(
@@ -108,13 +138,34 @@ pub fn query(
             Some("t") => Ok(Holders::OfStandby),
             Some("f") => {
                 let rows = answer.rows(rows).iter().map(|row| Row::read(row));
-                let rows: Option<_> = rows.collect();
-                rows.map(Holders::Rows).ok_or(UNEXPECTED)
+                let rows: Option<Vec<Row>> = rows.collect();
+                let rows = rows.ok_or(UNEXPECTED)?;
+                Ok(Holders::Rows(with_counts(rows, request.as_ref())))
             }
             // Which says of no lock that it is free.
             _ => Err(UNEXPECTED),
         }),
     )
+}
+
+/// The rows of the locks, each with what its session counts.
+fn with_counts(rows: Vec<Row>, request: Option<&LockRequest>) -> Vec<Row> {
+    let (counts, mut rows): (Vec<Row>, Vec<Row>) = rows
+        .into_iter()
+        .partition(|row| row.count(request).is_some());
+    for row in &mut rows {
+        let own = counts.iter().find(|count| count.backend == row.backend);
+        row.slots = own.and_then(|own| own.count(request));
+    }
+    if let Some(request) = request {
+        // Those of another lock whose hash begins alike.
+        let is_of_lock = |row: &Row| {
+            let key = row.lock.as_deref().and_then(Key::parse);
+            key.is_none_or(|key| count::counted_by(key).is_none() || request.comes_to(key))
+        };
+        rows.retain(is_of_lock);
+    }
+    rows
 }
 
 const UNEXPECTED: &str = "the server gave an unexpected answer to the question who holds the lock";

@@ -82,6 +82,23 @@ impl Key {
         }
     }
 
+    /// Reads the columns of a row of the lock table, `None` if it is not about an advisory lock.
+    pub fn of_row(fields: &[Option<String>]) -> Option<Self> {
+        let [kind, class, object, space] = fields.first_chunk()?;
+        if kind.as_deref() != Some("advisory") {
+            return None;
+        }
+        let number = |field: &Option<String>| field.as_ref()?.parse::<u32>().ok();
+        let (class, object) = (number(class)?, number(object)?);
+        match space.as_deref()? {
+            "1" => Some(Self::One(
+                (u64::from(class) << 32 | u64::from(object)) as i64,
+            )),
+            "2" => Some(Self::Two(class as i32, object as i32)),
+            _ => None,
+        }
+    }
+
     /// The first columns of its row in the lock table: the type, and where it is.
     pub fn row(self) -> [Option<String>; 4] {
         let (class, object, space) = self.columns();
@@ -218,6 +235,29 @@ impl LockRequest {
             }
             Name::Text(_) => format!("({}{queue})", hashed(1)?),
         })
+    }
+
+    /// The condition that a row of the lock table is about the lock itself, of several slots the first. By functions that are called anyway.
+    ///
+    /// # Errors
+    /// The name of the lock cannot be said to the server.
+    pub fn is_first_slot(&self, dialect: &dyn Dialect) -> Result<String, Error> {
+        let [class, object] = match &self.name {
+            Name::Key(key) => {
+                let (class, object, _) = key.columns();
+                [class, object].map(|half| (half as i32).to_string())
+            }
+            Name::Text(_) => {
+                let hash = self.hash(dialect, "1")?;
+                [
+                    format!("({hash} >> 32)::int"),
+                    format!("({hash} << 32 >> 32)::int"),
+                ]
+            }
+        };
+        Ok(format!(
+            "(not pg_catalog.int4ne(classid::int, {class}) and not pg_catalog.int4ne(objid::int, {object}))"
+        ))
     }
 
     /// A companion of the lock's key, as the arguments of the server's functions.

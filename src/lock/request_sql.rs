@@ -8,7 +8,7 @@ use super::held_sql::Lock;
 use super::keys::{CompanionKey, Key, Name, OWN_DATABASE};
 use super::query::{CONFIRMED, Query, Statements};
 use super::restart::RestartCheck;
-use super::verdict::{self, Verdict, VerdictPlace};
+use super::verdict::{self, Counting, Verdict, VerdictPlace, counted_proof};
 use crate::pq::Error;
 use crate::server::dialect::Dialect;
 use crate::server::session_name::RELEASED;
@@ -55,11 +55,13 @@ impl LockRequest {
             scope,
             settings: self.settings,
             sync: self.sync,
+            count: self.count_key(),
         }
     }
 
     /// Tries to take the lock, without waiting. `waits` tells whether the requester would queue for a slot,
-    /// and so does not go before those who do; `waited`, whether somebody else has held the lock before.
+    /// and so does not go before those who do; `waited`, whether somebody else has held the lock before; `exact`, that it is to
+    /// be known in which database those are who count its slots.
     ///
     /// # Errors
     /// The name of the lock cannot be said to the server.
@@ -70,6 +72,7 @@ impl LockRequest {
         check: RestartCheck,
         waits: bool,
         waited: bool,
+        exact: bool,
     ) -> Result<Query<Verdict>, Error> {
         // A server ends its newest sessions first (`BackendList` in its postmaster.c), so that of a newcomer before that of a
         // holder. A waiter's may be the older one, and so may a pool's.
@@ -102,7 +105,12 @@ impl LockRequest {
             "select {}{settings}{attempt} end",
             verdict::guards(dialect, scope, check, self.settings),
         );
-        Ok(self.verdict_query(statements, attempt))
+        let counting = match exact {
+            true => Counting::Exact,
+            false => Counting::AsSeen,
+        };
+        let proof = counted_proof(dialect, self, counting)?;
+        Ok(self.verdict_query(statements, attempt, Some((proof, counting))))
     }
 
     /// The branches for the only slot that there is.
@@ -145,6 +153,14 @@ impl LockRequest {
             "true".to_owned()
         };
         let slots = self.slots;
+        // Whether or not there is a slot, others are to see how many are counted. It is not asked whether they can.
+        let count = match self.count_key() {
+            Some(count) => format!(
+                "when {}_shared({count}) is null then '' ",
+                self.function("try_advisory", scope)
+            ),
+            None => String::new(),
+        };
         let call = self.call(dialect, &self.function("try_advisory", scope), "slot")?;
         let settle = if settles {
             format!(" where pg_catalog.pg_sleep({SETTLE})::text is not null")
@@ -154,7 +170,7 @@ impl LockRequest {
         let slot = format!(
             "(select slot from pg_catalog.generate_series(1, {slots}) slot where {nobody_queues} and {call} limit 1) s{settle}"
         );
-        self.any_slot(dialect, scope, &slot)
+        Ok(count + &self.any_slot(dialect, scope, &slot)?)
     }
 
     /// Waits for the lock in the session's own right, for at most this many milliseconds, at least 1 and at
@@ -210,7 +226,15 @@ impl LockRequest {
             ),
             self.any_slot(dialect, LockScope::Session, slot)?
         );
-        Ok(self.verdict_query(statements, attempt))
+        // Whoever counts slots is seen by those who come while it waits.
+        let proof = match self.slots {
+            1 => {
+                let counting = Counting::OfHeld;
+                Some((counted_proof(dialect, self, counting)?, counting))
+            }
+            _ => None,
+        };
+        Ok(self.verdict_query(statements, attempt, proof))
     }
 
     /// The statements that a turn begins with, and those that wait, for the only slot that there is. One who wants the
@@ -307,12 +331,27 @@ impl LockRequest {
         })
     }
 
-    /// The query whose last statement but one is this attempt at the lock.
-    fn verdict_query(&self, mut statements: Statements, attempt: String) -> Query<Verdict> {
-        let place = VerdictPlace::ask(&mut statements, attempt);
+    /// The query whose last statement but one is this attempt at the lock, and its last this proof, if it is one that tells how others
+    /// count.
+    fn verdict_query(
+        &self,
+        mut statements: Statements,
+        attempt: String,
+        proof: Option<(String, Counting)>,
+    ) -> Query<Verdict> {
         let request = self.clone();
-        statements
-            .query(move |answer| place.read(answer, request.shared, |key| request.comes_to(key)))
+        match proof {
+            Some((proof, counting)) => {
+                let place = VerdictPlace::ask_counted(&mut statements, attempt, proof);
+                statements.query(move |answer| place.read_counted(answer, &request, counting))
+            }
+            None => {
+                let place = VerdictPlace::ask(&mut statements, attempt);
+                statements.query(move |answer| {
+                    place.read(answer, request.shared, |key| request.comes_to(key))
+                })
+            }
+        }
     }
 
     /// The condition that somebody waits for the exclusive lock, and so holds the writer-intent key.

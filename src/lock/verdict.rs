@@ -1,9 +1,12 @@
 //! How an attempt at a lock went: the statement that tells, and the one that proves it. The last but one of a query
 //! tells how it went, and the last brings what the lock table has of this session: the proof, looked at here.
 
-use super::keys::Key;
+use super::count::{Count, Row};
+use super::keys::{Key, OWN_DATABASE};
 use super::query::{Answer, Place, Statements};
+use super::request_sql::LockRequest;
 use super::restart::{self, RestartCheck};
+use crate::pq::Error;
 use crate::server::dialect::Dialect;
 use crate::server::session_settings::{LockScope, SessionSettings};
 
@@ -24,6 +27,10 @@ pub enum Verdict {
     Pooled,
     /// The server is a standby, whose locks do not exclude those of its primary.
     Standby,
+    /// Others who hold the lock or wait for it count so many slots, and not as many as are asked for. It may be held all the same.
+    Differs(u32),
+    /// Others hold it, and it is to be asked in which database others are who count slots.
+    Doubtful,
 }
 
 /// What is wrong with an answer that is none of these.
@@ -33,6 +40,43 @@ const UNEXPECTED: &str = "the server gave an unexpected answer to the lock call"
 /// all of it is granted.
 const PROOF: &str = "select locktype, classid, objid, objsubid, mode from pg_catalog.pg_lock_status() \
      where not pg_catalog.int4ne(pid, pg_catalog.pg_backend_pid())";
+
+/// What is wanted of a [`counted_proof`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Counting {
+    /// How others count, as far as the rows of the own session tell which is the own database.
+    AsSeen,
+    /// The same, and the server is to look which is, to which that is expensive.
+    Exact,
+    /// How others count, if the lock is held.
+    OfHeld,
+}
+
+/// The same, and what tells how others count the slots of this lock.
+pub fn counted_proof(
+    dialect: &dyn Dialect,
+    request: &LockRequest,
+    counting: Counting,
+) -> Result<String, Error> {
+    let own = "not pg_catalog.int4ne(pid, pg_catalog.pg_backend_pid())";
+    let class = request.count_class();
+    let counts = format!("not pg_catalog.int4ne(classid::int, {class})");
+    let (column, others) = match request.slots {
+        1 => (String::new(), counts),
+        _ => {
+            let first = request.is_first_slot(dialect)?;
+            (format!(", {first}"), format!("{counts} or {first}"))
+        }
+    };
+    let others = match counting {
+        Counting::Exact => format!("({others}) and {OWN_DATABASE}"),
+        Counting::AsSeen | Counting::OfHeld => others,
+    };
+    Ok(format!(
+        "select locktype, classid, objid, objsubid, mode, {own}, database, pid{column} \
+         from pg_catalog.pg_lock_status() where {own} or {others}"
+    ))
+}
 
 /// Opens the transaction that a lock behind a pooler is bound to. A stronger isolation, which a role may
 /// have as its default, would keep a snapshot, and so hold back vacuum and `CREATE INDEX CONCURRENTLY`.
@@ -73,10 +117,40 @@ pub struct VerdictPlace {
 impl VerdictPlace {
     /// Adds the statement that tries and tells, and the one for the proof.
     pub fn ask(statements: &mut Statements, attempt: String) -> Self {
+        Self::ask_counted(statements, attempt, PROOF.to_owned())
+    }
+
+    /// The same with a [`counted_proof`].
+    pub fn ask_counted(statements: &mut Statements, attempt: String, proof: String) -> Self {
         Self {
             word: statements.add(attempt),
-            proof: statements.add(PROOF),
+            proof: statements.add(proof),
         }
+    }
+
+    /// As [`read`](Self::read), with a [`counted_proof`].
+    pub fn read_counted(
+        self,
+        answer: &Answer,
+        request: &LockRequest,
+        counting: Counting,
+    ) -> Result<Verdict, &'static str> {
+        let verdict = self.read(answer, request.shared, |key| request.comes_to(key))?;
+        let rows = answer.rows(self.proof);
+        let count = || count(rows, request, counting == Counting::Exact);
+        Ok(match verdict {
+            Verdict::Busy | Verdict::QueueHead if counting == Counting::OfHeld => verdict,
+            Verdict::Held(..) | Verdict::Busy | Verdict::QueueHead => match count() {
+                Count::Alike => verdict,
+                Count::Differs(slots) => Verdict::Differs(slots),
+                Count::Doubtful => Verdict::Doubtful,
+            },
+            Verdict::RecentlyRestarted
+            | Verdict::Pooled
+            | Verdict::Standby
+            | Verdict::Differs(_)
+            | Verdict::Doubtful => verdict,
+        })
     }
 
     /// What the answer means to one who wants the lock, `shared` or not; `wanted` tells whether a key is the lock's.
@@ -120,12 +194,40 @@ fn granted(word: &str) -> Option<(Key, Option<u64>)> {
     Some((key, token))
 }
 
-/// Whether the rows that answer [`PROOF`] have this key, shared or not.
+/// Whether the rows that answer [`PROOF`] have this key, shared or not; where they have those of others too, as the own.
 fn is_proven(rows: &[Vec<Option<String>>], key: Key, shared: bool) -> bool {
     let mode = if shared { "ShareLock" } else { "ExclusiveLock" };
     let mut expected = key.row().to_vec();
     expected.push(Some(mode.to_owned()));
-    rows.contains(&expected)
+    rows.iter().any(|row| {
+        let is_own = row.get(5).is_none_or(|own| own.as_deref() == Some("t"));
+        is_own && row.starts_with(&expected)
+    })
+}
+
+/// How others count, by the rows that answer a [`counted_proof`].
+fn count(rows: &[Vec<Option<String>>], request: &LockRequest, is_exact: bool) -> Count {
+    let mut lock = None;
+    let read = rows.iter().filter_map(|row| {
+        let key = Key::of_row(row)?;
+        let [_, _, _, _, mode, own, database, pid, rest @ ..] = &row[..] else {
+            return None;
+        };
+        if let (Key::One(_), [Some(is_lock)]) = (key, rest)
+            && is_lock == "t"
+        {
+            lock = Some(key);
+        }
+        Some(Row {
+            key,
+            shared: mode.as_deref() == Some("ShareLock"),
+            database: database.as_deref()?,
+            pid: pid.as_deref()?,
+            own: own.as_deref() == Some("t"),
+        })
+    });
+    let rows: Vec<Row> = read.collect();
+    request.compare(&rows, lock, is_exact)
 }
 
 #[cfg(test)]

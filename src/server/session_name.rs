@@ -18,6 +18,9 @@ const LONGEST_HOST: usize = 20;
 /// What the session of a holder is called that has given its lock up: this and the key.
 pub const RELEASED: &str = "pglock released ";
 
+/// What the names of pglock's sessions begin with.
+pub const OWN: &str = "pglock ";
+
 /// The condition that a row of `pg_stat_activity` is about a session of pglock's.
 pub const IS_OWN: &str = "coalesce(application_name like 'pglock %', false)";
 

@@ -89,7 +89,10 @@ impl Asked {
                         Verdict::Held(..) => Retake::Held(past),
                         Verdict::Busy | Verdict::QueueHead => Retake::Busy(past),
                         Verdict::Standby => Retake::Standby,
-                        Verdict::RecentlyRestarted | Verdict::Pooled => Retake::NotReady,
+                        Verdict::RecentlyRestarted
+                        | Verdict::Pooled
+                        | Verdict::Differs(_)
+                        | Verdict::Doubtful => Retake::NotReady,
                     },
                     // A server that is shutting down, say.
                     Err(_) => Retake::NotReady,

@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nix::sys::signal::Signal;
 
+use crate::support::pgbouncer::Pgbouncer;
 use crate::support::*;
 
 fn slots(server: &Server, count: u32) -> Pglock {
@@ -19,10 +20,11 @@ fn large_server() -> Server {
     Server::builder().conf("max_connections = 130").start()
 }
 
-/// The advisory locks that are held, or waited for: `classid|objid|objsubid`.
+/// The advisory locks that are held, or waited for, but for the keys that tell how many slots are counted: `classid|objid|objsubid`.
 fn keys(server: &Server, which: &str) -> BTreeSet<String> {
     let rows = server.psql(&format!(
-        "select classid, objid, objsubid from pg_locks where locktype = 'advisory' and {which}"
+        "select classid, objid, objsubid from pg_locks where locktype = 'advisory' and {which} \
+         and not (objsubid = 2 and objid >= 1073741824)"
     ));
     rows.lines().map(str::to_owned).collect()
 }
@@ -243,29 +245,24 @@ fn sql_can_take_a_slot() {
     assert_eq!(session.exec("select pg_advisory_unlock(1, 2)"), "t");
     slots(&server, 2).command(["true"]).run().assert_status(0);
     holder.finish().assert_status(0);
-    // The first slot is the lock itself, also to one who knows nothing of slots.
-    session.hold(1);
-    let holder = slots(&server, 2).hold();
-    slots(&server, 2).command(["true"]).run().assert_status(9);
-    holder.finish().assert_status(0);
 }
 
 #[test]
 fn a_freed_slot_is_taken_at_once() {
     let server = Server::new();
     let mut session = server.session();
-    session.hold(1);
-    session.exec("select pg_advisory_lock(1, 2)");
+    let _first = slots(&server, 3).hold();
+    session.exec("select pg_advisory_lock(1, 2), pg_advisory_lock(1, 3)");
     let now = || {
         SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .expect("a time")
     };
     // Either slot, whichever is freed, and only then.
-    let mut delays: Vec<Duration> = ["1", "1, 2", "1, 2", "1", "1, 2"]
+    let mut delays: Vec<Duration> = ["1, 3", "1, 2", "1, 2", "1, 3", "1, 2"]
         .iter()
         .map(|slot| {
-            let waiter = slots(&server, 2)
+            let waiter = slots(&server, 3)
                 .flags(["--wait", "60"])
                 .command(["date", "+%s.%N"])
                 .spawn();
@@ -648,8 +645,8 @@ fn one_slot_is_the_ordinary_lock() {
 fn many_slots_work() {
     let server = Server::new();
     let mut session = server.session();
-    session.exec("select pg_advisory_lock(1)");
     session.exec("select count(pg_advisory_lock(1, slot)) from generate_series(2, 999) slot");
+    let _first = slots(&server, 1000).hold();
     let holder = slots(&server, 1000).hold();
     assert!(keys(&server, "granted").contains("1|1000|2"));
     slots(&server, 1000)
@@ -690,4 +687,136 @@ fn slots_that_cannot_be_are_refused() {
         pglock.run().assert_refused(words);
     }
     assert!(!witness.was_disturbed());
+}
+
+/// That it is refused, and says both numbers.
+#[track_caller]
+fn assert_counts_differ(pglock: Pglock, own: u32, others: u32) {
+    let output = pglock.command(["echo", "runs"]).run();
+    output.assert_failed(&[
+        &format!("--slots {own} is asked for"),
+        &format!("have --slots {others}:"),
+    ]);
+    output.assert_stdout("");
+}
+
+#[test]
+fn another_number_of_slots_is_refused_in_all_orders() {
+    let server = Server::new();
+    let bouncer = Pgbouncer::new(&server, "transaction", 10, &[]);
+    server.psql("create database other");
+    let names = [
+        ["--lockid", "1"],
+        ["--lockname", "it's a \\name"],
+        ["--lockkey", "-7"],
+    ];
+    for name in names {
+        let direct = |count: u32| slots(&server, count).flags(name);
+        let pooled = |count: u32| {
+            let count = count.to_string();
+            let pglock = bouncer.pglock().flags(["--slots", &count]);
+            pglock.flags(["--conflict-exit-code", "9"]).flags(name)
+        };
+        let ways: [&dyn Fn(u32) -> Pglock; 2] = [&direct, &pooled];
+        for first in ways {
+            for second in ways {
+                for (counts, other) in [(3, 5), (5, 3), (3, 1), (1, 3)] {
+                    let holder = first(counts).hold();
+                    assert_counts_differ(second(other), other, counts);
+                    assert_counts_differ(second(other).flag("--block"), other, counts);
+                    // In another database it is another lock.
+                    let elsewhere = direct(other).env("PGLOCK_DATABASE", "other");
+                    elsewhere.command(["true"]).run().assert_status(0);
+                    let status = if counts == 1 { 9 } else { 0 };
+                    second(counts).command(["true"]).run().assert_status(status);
+                    holder.finish().assert_status(0);
+                    second(other).command(["true"]).run().assert_status(0);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn another_number_is_refused_where_the_first_slot_is_free_and_by_those_who_wait() {
+    let server = Server::new();
+    let first = slots(&server, 2).hold();
+    let second = slots(&server, 2).hold();
+    first.finish().assert_status(0);
+    assert_counts_differ(slots(&server, 1), 1, 2);
+    assert_counts_differ(slots(&server, 1).flag("--shared"), 1, 2);
+    assert_counts_differ(slots(&server, 4), 4, 2);
+    let first = slots(&server, 2).hold();
+    let waiter = slots(&server, 2).flag("--block").command(["true"]).spawn();
+    wait_for_queue(&server, 1);
+    server.psql(
+        "select pg_terminate_backend(pid) from pg_locks where locktype = 'advisory' and granted
+         and (classid, objid, objsubid) in ((0, 1, 1), (1, 2, 2))",
+    );
+    drop((first, second));
+    waiter.wait().assert_status(0);
+    // Sharers count one.
+    let sharer = slots(&server, 1).flag("--shared").hold();
+    assert_counts_differ(slots(&server, 2), 2, 1);
+    sharer.finish().assert_status(0);
+    // SQL counts one by the lock itself, and nothing by any other of its keys.
+    let mut session = server.session();
+    session.hold(1);
+    assert_counts_differ(slots(&server, 2), 2, 1);
+    slots(&server, 1).command(["true"]).run().assert_status(9);
+    session.release(1);
+    session.exec("select pg_advisory_lock(1, 2), pg_advisory_lock_shared(1, -1)");
+    slots(&server, 2).command(["true"]).run().assert_status(0);
+    slots(&server, 3).command(["true"]).run().assert_status(0);
+}
+
+#[test]
+fn another_number_is_refused_after_a_crash_of_its_holder_and_of_the_server() {
+    let server = Server::new();
+    let first = slots(&server, 2).hold();
+    let second = slots(&server, 2).hold();
+    first.signal(Signal::SIGKILL);
+    eventually("the first is gone", PATIENCE, || {
+        server.holders(1).is_empty().then_some(())
+    });
+    assert_counts_differ(slots(&server, 3), 3, 2);
+    server.crash();
+    server.start();
+    eventually("the second has its slot again", PATIENCE, || {
+        let count = "select count(*) from pg_locks where (classid, objid, objsubid) = (1, 2, 2)";
+        (server.psql(count) == "1").then_some(())
+    });
+    // Without a lease there is nothing to hold off for.
+    assert_counts_differ(slots(&server, 3).flags(["--ttl", "0"]), 3, 2);
+    assert_counts_differ(slots(&server, 1).flags(["--ttl", "0"]), 1, 2);
+    second.finish().assert_status(0);
+    slots(&server, 3)
+        .flags(["--ttl", "0"])
+        .command(["true"])
+        .run()
+        .assert_status(0);
+    drop(first);
+}
+
+#[test]
+fn of_many_who_count_otherwise_and_come_at_once_those_of_one_number_run() {
+    let server = Server::new();
+    for _ in 0..5 {
+        let count = Count::new();
+        let runs: Vec<Running> = [2, 2, 3, 2, 2, 3, 2]
+            .into_iter()
+            .map(|number| {
+                let pglock = slots(&server, number).flag("--block");
+                pglock.sh(&count.script("0.6")).spawn()
+            })
+            .collect();
+        let outputs: Vec<Output> = runs.into_iter().map(Running::wait).collect();
+        let ran = outputs.iter().filter(|output| output.status.success());
+        let ran = ran.count();
+        let (runs, most) = count.result();
+        assert!(
+            runs == ran && most <= 3 && [5, 2].contains(&ran),
+            "{ran} ran, {most} at once"
+        );
+    }
 }

@@ -57,6 +57,19 @@ impl Locks {
             .map(|held| (held.key, held.shared))
     }
 
+    /// What all backends hold or wait for: who, each key, whether shared.
+    pub fn all(&self) -> impl Iterator<Item = (i32, Key, bool)> {
+        let held = self
+            .held
+            .iter()
+            .map(|held| (held.pid, held.key, held.shared));
+        let waiters = self
+            .waiters
+            .iter()
+            .map(|waiter| (waiter.pid, waiter.key, waiter.shared));
+        held.chain(waiters)
+    }
+
     /// Who holds this key; only who holds it alone, if that is wanted.
     pub fn holders(&self, key: Key, only_exclusive: bool) -> impl Iterator<Item = i32> {
         self.held

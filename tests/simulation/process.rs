@@ -464,6 +464,7 @@ impl World {
             fence: it.fence,
             sync: false,
             verbose: it.verbose,
+            slots: it.slots,
         };
         let request = LockRequest {
             name: lock::Name::id(1),

@@ -632,6 +632,25 @@ impl Server {
                     })
                     .collect(),
             },
+            Statement::CountedProof { class, lock } => Outcome::Done {
+                rows: self
+                    .locks
+                    .all()
+                    .filter(|(owner, key, _)| {
+                        let counts = matches!(key, Key::Two(first, _) if *first == class);
+                        *owner == pid || counts || Some(*key) == lock
+                    })
+                    .map(|(owner, key, shared)| {
+                        let mode = if shared { "ShareLock" } else { "ExclusiveLock" };
+                        let is_lock = lock.map(|lock| Some(truth(key == lock)));
+                        let more = [mode, &truth(owner == pid), "5", &owner.to_string()];
+                        let mut row = key.row().to_vec();
+                        row.extend(more.map(text));
+                        row.extend(is_lock);
+                        row
+                    })
+                    .collect(),
+            },
             Statement::Left {
                 whole,
                 held,
@@ -772,6 +791,7 @@ impl Server {
                 local,
                 settle,
                 after,
+                count,
                 token,
             } => {
                 if self.step(pid) == Step::Begin {
@@ -779,6 +799,9 @@ impl Server {
                         .is_some_and(|after| self.locks.holders(after, false).next().is_some());
                     if others_first || !self.locks.try_lock(pid, *key, *shared, level(*local)) {
                         return Some(row([text("busy")]));
+                    }
+                    if let Some(count) = count {
+                        self.locks.try_lock(pid, *count, true, level(*local));
                     }
                     if let Some(settle) = settle {
                         return self.wait(pid, Wait::Until(now + micros(*settle)), Step::Settling);
@@ -789,11 +812,13 @@ impl Server {
             Take::Slot {
                 slots,
                 queue,
+                count,
                 local,
                 settle,
                 token,
             } => {
                 if self.step(pid) == Step::Begin {
+                    self.locks.try_lock(pid, *count, true, level(*local));
                     let may = queue.is_none_or(|queue| {
                         self.locks.try_lock(pid, queue, false, Level::Transaction)
                     });

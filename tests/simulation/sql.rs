@@ -30,6 +30,11 @@ pub enum Statement {
     Turn(Turn),
     /// Shows what the session holds.
     Proof,
+    /// The same, and what others have that has this first number, or is this key.
+    CountedProof {
+        class: i32,
+        lock: Option<Key>,
+    },
     /// How much is left of this many seconds after the server lost its sessions, and whether the lock is held; `shared` where
     /// only an exclusive holder counts.
     Left {
@@ -93,12 +98,16 @@ pub enum Take {
         settle: Option<Duration>,
         /// The key in whose share somebody waits who goes first.
         after: Option<Key>,
+        /// What is taken in share with it.
+        count: Option<Key>,
         token: bool,
     },
     /// The first free one of these, if nobody holds the queue.
     Slot {
         slots: Vec<Key>,
         queue: Option<Key>,
+        /// What is taken in share before.
+        count: Key,
         local: bool,
         settle: Option<Duration>,
         token: bool,
@@ -175,6 +184,19 @@ fn statement(text: &str) -> Statement {
         _ if text.starts_with("begin isolation level read committed") => Statement::Begin,
         _ if text.starts_with("select locktype, classid, objid, objsubid, mode from") => {
             Statement::Proof
+        }
+        _ if text.starts_with("select locktype, classid, objid, objsubid, mode, not") => {
+            let (_, condition) = text.split_once(" where ").expect("a condition");
+            let mut classes = condition.split("int4ne(classid::int, ").skip(1);
+            let mut class = || Some(between(classes.next()?, "", ")").parse().expect("a number"));
+            Statement::CountedProof {
+                class: class().expect("a class"),
+                lock: class().map(|class: i32| {
+                    let object = between(condition, "int4ne(objid::int, ", ")");
+                    let object: i32 = object.parse().expect("a number");
+                    Key::One(i64::from(class) << 32 | i64::from(object as u32))
+                }),
+            }
         }
         "select pg_catalog.set_config('statement_timeout', '0', true)" => Statement::Nothing,
         _ if text.starts_with("select pg_catalog.set_config('application_name'") => {
@@ -279,6 +301,7 @@ fn attempt(text: &str) -> Attempt {
         Take::Slot {
             slots: slots(first, count),
             queue,
+            count: key(between(text, "_lock_shared(", ")")),
             local,
             settle,
             token,
@@ -291,7 +314,11 @@ fn attempt(text: &str) -> Attempt {
         } else {
             "pg_try_advisory_lock"
         };
-        let shared = text.contains(&format!("{function}_shared("));
+        let (before, count) = match text.split_once(" and pg_catalog.pg_try_advisory") {
+            Some((before, rest)) => (before, Some(key(between(rest, "_shared(", ")")))),
+            None => (text, None),
+        };
+        let shared = before.contains(&format!("{function}_shared("));
         let after = text
             .contains("not exists (select from pg_catalog.pg_lock_status()")
             .then(|| intent(between(text, "classid::bigint = (", ")")));
@@ -301,6 +328,7 @@ fn attempt(text: &str) -> Attempt {
             local,
             settle,
             after,
+            count,
             token,
         }
     };

@@ -57,6 +57,8 @@ impl Event {
                     Verdict::RecentlyRestarted => "young",
                     Verdict::Pooled => "pooled",
                     Verdict::Standby => "standby",
+                    Verdict::Differs(_) => "another count",
+                    Verdict::Doubtful => "perhaps another count",
                     Verdict::Lie(_) => "lie",
                 },
                 Answer::Age(Some(age)) if age.left.is_zero() => "not young",

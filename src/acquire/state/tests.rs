@@ -27,6 +27,7 @@ fn plan() -> Plan {
         fence: false,
         sync: false,
         verbose: true,
+        slots: 3,
     }
 }
 
@@ -96,6 +97,7 @@ const TRY: Question = Question::Try {
     check: RestartCheck::HoldOff,
     waits: true,
     waited: false,
+    exact: false,
 };
 const WAIT: Question = Question::Wait {
     milliseconds: 900,
@@ -187,6 +189,8 @@ fn events() -> Vec<(&'static str, Event)> {
         ("young", verdict(Verdict::RecentlyRestarted)),
         ("pooled", verdict(Verdict::Pooled)),
         ("standby", verdict(Verdict::Standby)),
+        ("another count", verdict(Verdict::Differs(5))),
+        ("perhaps another count", verdict(Verdict::Doubtful)),
         ("lie", verdict(Verdict::Lie("a lie".to_owned()))),
         ("young for 5 s", age(5.0, false)),
         ("young, and held again", age(5.0, true)),
