@@ -154,7 +154,7 @@ fn hold_and_run(config: &Config, start: Moment) -> Exit {
                 Name::Text(_) => "Lock",
             };
             log.info(format_args!("{kind} {name} obtained successfully!"));
-            supervise::run(config, held, environment, &signals, log)
+            supervise::run(config, held, start, environment, &signals, log)
         }
         Err(AcquireError::NotObtained) => {
             log.info(format_args!(

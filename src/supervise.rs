@@ -8,6 +8,7 @@ pub mod reason;
 mod reconnect;
 pub mod start;
 pub mod state;
+mod summary;
 
 use std::collections::VecDeque;
 use std::ffi::CString;
@@ -18,14 +19,16 @@ use self::end::give_up;
 use self::link::Wire;
 use self::start::Obstacle;
 use self::state::{Effect, Event, Policy, State};
+use self::summary::Times;
 use crate::cli::config::Config;
-use crate::command::{Command, Words};
+use crate::command::{Command, End, Words};
 use crate::exit::Exit;
 use crate::guardian::Guardian;
 use crate::held::Held;
 use crate::lease::Lease;
 use crate::lock::Lock;
 use crate::log::Log;
+use crate::moment::Moment;
 use crate::server::places::Places;
 use crate::server::session_name;
 use crate::server::session_settings::LockScope;
@@ -36,16 +39,18 @@ use crate::text;
 /// How long to wait before the next turn of the loop when `poll` fails.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Runs the command to its end, then gives the lock up.
+/// Runs the command to its end, then gives the lock up; pglock was called at `start`.
 // Inlined, what it has on the stack would be there while pglock waits for the lock.
 #[inline(never)]
 pub fn run(
     config: &Config,
     held: Held,
+    start: Moment,
     environment: Vec<CString>,
     signals: &Signals,
     log: Log,
 ) -> Exit {
+    let obtained = sys::now();
     let words = Words(&config.command);
     // What has come since the lock was taken has met no command yet.
     let early = signals
@@ -91,7 +96,9 @@ pub fn run(
             return give_up(held, signals, Exit::Failed);
         }
     };
-    let new_name = held.waited.then(|| session_name::label(&config.command));
+    // The name tells until when the lock is held, too.
+    let is_new = held.waited || !config.hold.is_zero();
+    let new_name = is_new.then(|| session_name::label(&config.command, config.hold));
     let policy = Policy {
         terms: config.terms,
         grace: config.grace,
@@ -100,6 +107,7 @@ pub fn run(
         rename: new_name.is_some(),
         has_terminal: terminal.is_some(),
         others: held.places.others(),
+        hold_until: (!config.hold.is_zero()).then(|| obtained + config.hold),
     };
     let mut supervisor = Supervisor {
         config,
@@ -117,6 +125,12 @@ pub fn run(
         name: new_name,
         out_of_reach: false,
         terminal: terminal.as_ref(),
+        had_terminal: false,
+        times: Times {
+            start,
+            obtained,
+            ended: None,
+        },
         state: State::new(policy, held.sent, sys::now()),
         command,
         timer: Timer::new(),
@@ -156,6 +170,9 @@ struct Supervisor<'a> {
     out_of_reach: bool,
     /// The controlling terminal, where there is a shell to stop for.
     terminal: Option<&'a Terminal>,
+    /// Whether the command had it when it ended.
+    had_terminal: bool,
+    times: Times,
     state: State,
     command: Command,
     timer: Timer,
@@ -247,6 +264,10 @@ impl Supervisor<'_> {
                 }
             }
             Effect::Suspend => return Some(self.suspend()),
+            Effect::Hold => {
+                self.shared.set_group(None);
+                self.take_terminal_back();
+            }
             Effect::Say(line) if line.is_error() => self.log.error(line),
             Effect::Say(line) => self.log.info(line),
         }
@@ -259,7 +280,7 @@ impl Supervisor<'_> {
     fn reap(&mut self) {
         while let Some((pid, change)) = sys::reap() {
             if pid == self.command.pid() {
-                self.feed(match change {
+                let event = match change {
                     Change::Stopped(signal) => {
                         let in_foreground = self
                             .terminal
@@ -267,8 +288,9 @@ impl Supervisor<'_> {
                         Event::CommandStopped(signal, in_foreground)
                     }
                     Change::Continued => Event::CommandContinued,
-                    Change::Exited(_) | Change::Killed(_) => Event::CommandEnded(change),
-                });
+                    Change::Exited(_) | Change::Killed(_) => self.ended(change),
+                };
+                self.feed(event);
             } else if self
                 .guardian
                 .as_ref()
@@ -278,6 +300,15 @@ impl Supervisor<'_> {
                 self.replace_guardian();
             }
         }
+    }
+
+    /// The command has ended so.
+    fn ended(&mut self, change: Change) -> Event {
+        self.times.ended = Some(sys::now());
+        let foreground = self.terminal.map(Terminal::foreground);
+        self.had_terminal = foreground == Some(self.command.pid());
+        let may_hold = matches!(self.command.end(change), End::Ran(_)) && !self.was_typed(change);
+        Event::CommandEnded(change, may_hold)
     }
 
     /// Before the command's end is noticed, which it may have brought about.

@@ -34,6 +34,7 @@ mod locks {
 )]
 mod lease {
     mod guardian;
+    mod hold;
     mod lease;
     mod supervision;
     mod wakeups;

@@ -57,6 +57,8 @@ pub struct Config {
     pub grace: Duration,
     /// Whether a command that has lost its lock is stopped.
     pub kill_on_loss: bool,
+    /// How long the lock is held at least, from when it was obtained.
+    pub hold: Duration,
     /// Whether the command gets a fencing token.
     pub fence: bool,
     /// Whether a sign of the server counts only when replication has confirmed it.
@@ -505,6 +507,7 @@ impl AllGiven {
             terms: self.terms()?,
             grace: Duration::from_secs(self.number(Id::Grace)?),
             kill_on_loss: !self.continues_on_loss(),
+            hold: Duration::from_secs(self.number(Id::Hold)?),
             fence: self.is_given(Id::Fence),
             sync: self.is_given(Id::Sync),
             verbosity: if self.is_given(Id::Quiet) {

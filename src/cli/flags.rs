@@ -106,6 +106,7 @@ pub enum Id {
     Shared,
     Slots,
     ConflictExitCode,
+    Hold,
     Ttl,
     Grace,
     OnLoss,
@@ -302,6 +303,15 @@ pub const FLAGS: &[Flag] = &[
         help: "Exit status when the lock was not obtained.",
     },
     Flag {
+        id: Id::Hold,
+        group: Group::Lock,
+        name: "hold",
+        short: None,
+        value: ValueType::Seconds,
+        default: Some(Value::Number(0)),
+        help: "Amount of seconds to keep the lock for at least, also after a command that was shorter.",
+    },
+    Flag {
         id: Id::Ttl,
         group: Group::Lease,
         name: "ttl",
@@ -380,7 +390,7 @@ pub const FLAGS: &[Flag] = &[
         short: None,
         value: ValueType::Switch,
         default: None,
-        help: "Also say which server, backend, kind of lock and lease, and who holds a lock that was not obtained.",
+        help: "Also say which server, backend, kind of lock and lease, who holds a lock that was not obtained, and how long all took.",
     },
     Flag {
         id: Id::Generate,

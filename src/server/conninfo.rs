@@ -98,7 +98,7 @@ impl Target {
             secrets::note_setting(keyword, &String::from_utf8_lossy(value));
         }
         if get(&given, "fallback_application_name").is_none() {
-            let label = session_name::label(command);
+            let label = session_name::label(command, Duration::ZERO);
             set(&mut given, "fallback_application_name", label.as_bytes());
         }
         // The encoding of all that pglock itself says to a server.

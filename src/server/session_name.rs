@@ -1,10 +1,12 @@
 //! The name that a session of pglock's goes by at the server, its `application_name`: everybody may see it in
 //! `pg_stat_activity`, other than most that stands there, and it may stand in the server's log. `pglock PID@HOST SINCE PROGRAM`,
-//! where SINCE is in seconds since 1970: since when it has waited for the lock or held it. Of the command it has
+//! where SINCE is in seconds since 1970: since when it has waited for the lock or held it; `SINCE+HOLD` where it holds the lock
+//! for so many seconds at least. Of the command it has
 //! the program's name alone, for the arguments may be secrets. When the lock is given up it becomes `pglock released KEY`.
 
 use std::ffi::OsString;
 use std::ops::RangeInclusive;
+use std::time::Duration;
 
 use crate::pq::Connection;
 use crate::secrets;
@@ -37,19 +39,25 @@ pub struct Label<'a> {
     pub host: &'a str,
     /// Since when it waits or holds, in seconds since 1970 by its host's clock.
     pub since: i64,
+    /// Until when it holds the lock at least, likewise.
+    pub until: Option<i64>,
     /// The name of its program.
     pub program: &'a str,
 }
 
-/// The label of this pglock, from now on.
-pub fn label(command: &[OsString]) -> String {
+/// The label of this pglock, from now on; of one that holds the lock for so long at least.
+pub fn label(command: &[OsString], hold: Duration) -> String {
     let mut host = printable(&sys::host_name()).replace(' ', "?");
     host.truncate(LONGEST_HOST);
     if host.is_empty() {
         host.push('?');
     }
+    let hold = match hold.as_secs() {
+        0 => String::new(),
+        seconds => format!("+{seconds}"),
+    };
     let mut label = format!(
-        "pglock {}@{host} {} {}",
+        "pglock {}@{host} {}{hold} {}",
         std::process::id(),
         sys::wall_clock(),
         printable(&program(command))
@@ -86,13 +94,27 @@ pub fn is_label(connection: &Connection) -> bool {
 pub fn parse(label: &str) -> Option<Label<'_>> {
     let (process, rest) = label.strip_prefix("pglock ")?.split_once(' ')?;
     let (pid, host) = process.split_once('@')?;
-    let (since, program) = rest.split_once(' ')?;
+    let (times, program) = rest.split_once(' ')?;
+    let (since, hold) = match times.split_once('+') {
+        Some((since, hold)) => (since, Some(number(hold)?)),
+        None => (times, None),
+    };
+    let since = number(since).filter(|since| TIMES.contains(since))?;
+    let until = match hold {
+        Some(hold) => Some(
+            since
+                .checked_add(hold)
+                .filter(|until| TIMES.contains(until))?,
+        ),
+        None => None,
+    };
     let is_pid = number(pid).is_some_and(|pid| i32::try_from(pid).is_ok());
     let is_host = !host.is_empty() && host.bytes().all(|byte| byte.is_ascii_graphic());
     (is_pid && is_host).then_some(Label {
         pid,
         host,
-        since: number(since).filter(|since| TIMES.contains(since))?,
+        since,
+        until,
         program,
     })
 }
@@ -109,15 +131,23 @@ mod tests {
 
     #[test]
     fn a_label_can_be_read_again() {
-        let label = label(&["/opt/backup.sh".into(), "--all".into()]);
-        let read = parse(&label).unwrap();
-        assert_eq!(read.pid, std::process::id().to_string());
-        assert_eq!(read.program, "backup.sh");
+        let command = ["/opt/backup.sh".into(), "--all".into()];
+        for (hold, expected) in [
+            (0, None),
+            (1, Some(1)),
+            (u32::MAX, Some(i64::from(u32::MAX))),
+        ] {
+            let label = label(&command, Duration::from_secs(hold.into()));
+            let read = parse(&label).unwrap();
+            assert_eq!(read.pid, std::process::id().to_string());
+            assert_eq!(read.program, "backup.sh");
+            assert_eq!(read.until.map(|until| until - read.since), expected);
+        }
     }
 
     #[test]
     fn a_label_fits_and_is_printable() {
-        let label = label(&["ü".repeat(100).into()]);
+        let label = label(&["ü".repeat(100).into()], Duration::ZERO);
         assert_eq!(label.len(), LONGEST);
         assert!(label.ends_with('?'));
         assert!(parse(&label).is_some());
@@ -179,6 +209,13 @@ mod tests {
             "pglock 1@h +1800000000 x",
             "pglock 1@h 01800000000 x",
             "pglock 1@h  x",
+            "pglock 1@h 1800000000+ x",
+            "pglock 1@h 1800000000+0 x",
+            "pglock 1@h 1800000000+-1 x",
+            "pglock 1@h 1800000000+1+1 x",
+            "pglock 1@h +1 x",
+            "pglock 1@h 1800000000+251602214401 x",
+            "pglock 1@h 1800000000+9223372036854775807 x",
         ] {
             assert_eq!(parse(name), None, "{name:?}");
         }
@@ -186,6 +223,7 @@ mod tests {
             "pglock 1@h 946684800 x",
             "pglock 2147483647@web-07.example.com 1800000000 ",
             "pglock 1@h 1800000000 a b  c",
+            "pglock 1@h 1800000000+251602214400 x",
         ] {
             assert!(parse(name).is_some(), "{name:?}");
         }

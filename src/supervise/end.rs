@@ -42,11 +42,15 @@ impl Supervisor<'_> {
             let _ = self.perform(effect);
         }
         let ended = self.state.ended();
-        let had_terminal = ended.is_some_and(|change| self.take_terminal_back(change));
+        if ended.is_some() {
+            self.take_terminal_back();
+        }
         let is_lost = self.state.lock_is_lost();
+        // What was lost after the command's end has not stopped it.
+        let was_stopped = is_lost && self.config.kill_on_loss && !self.state.is_holding();
         let exit = match ended.map(|change| self.command.end(change)) {
             Some(End::NotExecuted(error)) => self.not_executed(&error),
-            Some(End::Ran(_)) | None if is_lost && self.config.kill_on_loss => {
+            Some(End::Ran(_)) | None if was_stopped => {
                 if !self.out_of_reach && ended.is_some() {
                     self.log.info("The command was stopped.");
                 }
@@ -81,10 +85,15 @@ impl Supervisor<'_> {
                  the session is gone",
             );
         }
-        if let Some(Change::Killed(signal @ (Signal::INT | Signal::QUIT))) = ended
-            && had_terminal
+        if let Some(change) = ended
+            && let End::Ran(_) = self.command.end(change)
         {
-            // Typed at the terminal, it was meant for the calling script as well.
+            self.log.detail(self.times.summary(change, sys::now()));
+        }
+        if let Some(change @ Change::Killed(signal)) = ended
+            && self.was_typed(change)
+        {
+            // It was meant for the calling script as well.
             sys::signal_own_group(signal);
         }
         exit
@@ -113,20 +122,24 @@ impl Supervisor<'_> {
         Exit::of_exec_error(error)
     }
 
-    /// Gives the foreground back to pglock's own group, and tells whether the command had it. A command that
-    /// a signal has ended may have left the terminal in any mode.
-    pub(super) fn take_terminal_back(&self, change: Change) -> bool {
+    /// Whether the signal that has ended the command was typed at the terminal.
+    pub(super) fn was_typed(&self, change: Change) -> bool {
+        self.had_terminal && matches!(change, Change::Killed(Signal::INT | Signal::QUIT))
+    }
+
+    /// Gives the foreground back to pglock's own group. A command that a signal has ended may have left the terminal in any
+    /// mode.
+    pub(super) fn take_terminal_back(&self) {
         let Some(terminal) = self
             .terminal
             .filter(|terminal| terminal.foreground() == self.command.pid())
         else {
-            return false;
+            return;
         };
         terminal.give_to(sys::own_group());
-        if matches!(change, Change::Killed(_)) {
+        if let Some(Change::Killed(_)) = self.state.ended() {
             terminal.restore_modes();
         }
-        true
     }
 }
 

@@ -75,6 +75,8 @@ pub enum Stage {
     Suspended,
     /// It is stopped, and continues when the lock is known to be held, by this moment.
     Resuming(Moment),
+    /// It has ended, and the lock is kept until this moment.
+    Holding(Moment),
 }
 
 /// What there is of a connection to the server.
@@ -194,8 +196,9 @@ pub enum Event {
     CommandStopped(Signal, bool),
     /// The command was continued, by whom ever.
     CommandContinued,
-    /// The command itself has ended; others of its group may be left.
-    CommandEnded(Change),
+    /// The command itself has ended; others of its group may be left. Whether the lock may be kept after it: not for one that
+    /// did not run, or that was ended by its user.
+    CommandEnded(Change, bool),
     /// Nobody of its group is left.
     GroupGone,
     /// The guardian has killed the command, since pglock did not in time.
@@ -231,6 +234,8 @@ pub enum Effect {
     WakeGuardian,
     /// Stop pglock itself; [`Event::Woken`] follows.
     Suspend,
+    /// Leave what there is of the command's group alone from now on, and take the terminal back: only the lock is kept.
+    Hold,
     /// Log this.
     Say(Line),
 }
@@ -324,6 +329,14 @@ pub enum Line {
     Fired(Duration),
     /// The lock was retaken, this long after the last sign of the server before, from one that was promoted since.
     Promoted(Duration),
+    /// The command has ended, and the lock is kept for so long.
+    Holding(Duration),
+    /// The lock is lost that was kept after the command.
+    HoldLost(Why),
+    /// The lock was lost that was kept after the command, and is kept on, for it was retaken.
+    HoldRetaken(Why),
+    /// This signal has ended the time for which the lock was kept.
+    HoldEnded(Signal),
 }
 
 impl Line {
@@ -336,8 +349,10 @@ impl Line {
             | Self::CarryingOn(_)
             | Self::CarryingOnRetaken(_)
             | Self::Overdue
-            | Self::Fired(_) => true,
-            Self::Restarted(_) | Self::Promoted(_) => false,
+            | Self::Fired(_)
+            | Self::HoldLost(_)
+            | Self::HoldRetaken(_) => true,
+            Self::Restarted(_) | Self::Promoted(_) | Self::Holding(_) | Self::HoldEnded(_) => false,
         }
     }
 }
@@ -425,6 +440,20 @@ impl fmt::Display for Line {
                  nobody has had it meanwhile.",
                 seconds(*time)
             ),
+            Self::Holding(time) => write!(
+                f,
+                "The command has ended; keeping the lock for {} s more.",
+                seconds(*time)
+            ),
+            Self::HoldLost(why) => write!(
+                f,
+                "the lock is lost: {why}; the command had ended before, and it is not kept any longer"
+            ),
+            Self::HoldRetaken(why) => write!(
+                f,
+                "the lock was lost: {why}; it was taken again, and is kept (--on-loss continue)"
+            ),
+            Self::HoldEnded(signal) => write!(f, "{signal} came; the lock is kept no longer."),
         }
     }
 }
@@ -446,6 +475,8 @@ pub struct Policy {
     pub rename: bool,
     /// Whether there is a terminal, and so perhaps a shell to stop for.
     pub has_terminal: bool,
+    /// Until when the lock is kept, though the command has ended before.
+    pub hold_until: Option<Moment>,
 }
 
 /// The state of a run, from the start of the command to its end.
@@ -491,6 +522,8 @@ pub struct State {
     reason: Option<String>,
     /// By when a frozen command is to be dead that pglock was told to end.
     end_by: Option<Moment>,
+    /// Until when the lock is kept though the command has ended before.
+    hold_until: Option<Moment>,
     /// How the command itself ended.
     ended: Option<Change>,
     group_gone: bool,
@@ -529,6 +562,7 @@ impl State {
             evicted: false,
             reason: None,
             end_by: None,
+            hold_until: policy.hold_until,
             ended: None,
             group_gone: false,
             lock_is_lost: false,
@@ -546,7 +580,7 @@ impl State {
         }
     }
 
-    /// Whether the lock was lost while the command ran.
+    /// Whether the lock was lost while the command ran, or while it was kept after that.
     pub fn lock_is_lost(&self) -> bool {
         self.lock_is_lost
     }
@@ -559,6 +593,11 @@ impl State {
     /// Whether it is not known what has become of the lock.
     pub fn is_frozen(&self) -> bool {
         self.stage == Stage::Frozen
+    }
+
+    /// Whether the command has ended by itself and the lock is, or was, kept after it.
+    pub fn is_holding(&self) -> bool {
+        matches!(self.stage, Stage::Holding(_))
     }
 
     /// When the last message was sent that the server answered.
@@ -576,7 +615,8 @@ impl State {
             | Stage::Frozen
             | Stage::Suspending(_)
             | Stage::Suspended
-            | Stage::Resuming(_) => false,
+            | Stage::Resuming(_)
+            | Stage::Holding(_) => false,
         }
     }
 
@@ -592,6 +632,7 @@ impl State {
             | Stage::Resuming(_) => self.ended.is_some(),
             Stage::Terminating(_) => is_dead,
             Stage::Killed(then) => is_dead || self.given_up_at(then) <= now,
+            Stage::Holding(until) => until <= now,
         }
     }
 
@@ -616,6 +657,8 @@ impl State {
             Stage::Killed(then) => Some(self.given_up_at(then)),
             Stage::Suspending(by) | Stage::Resuming(by) => Some(by),
             Stage::Suspended => None,
+            // As for one that is to be killed.
+            Stage::Holding(until) => Some(self.kill_at(until)),
         }
     }
 
@@ -623,7 +666,7 @@ impl State {
     /// lets a command run that is past its own.
     pub fn on(&mut self, event: Event, now: Moment) -> Vec<Effect> {
         // What has ended misses no deadline.
-        if let Event::CommandEnded(change) = event {
+        if let Event::CommandEnded(change, _) = event {
             self.ended = Some(change);
         } else if event == Event::GroupGone {
             self.group_gone = true;
@@ -640,7 +683,8 @@ impl State {
                 self.command_stopped(signal, in_foreground, now);
             }
             Event::CommandContinued => self.command_continued(now),
-            Event::CommandEnded(_) | Event::GroupGone | Event::GuardianFired => {}
+            Event::CommandEnded(_, may_hold) => self.command_ended(may_hold, now),
+            Event::GroupGone | Event::GuardianFired => {}
             Event::Signal(signal) => self.signal(signal, now),
             Event::Woken(was_stopped) => self.woken(was_stopped, now),
             Event::Tick => self.tick(),
@@ -663,7 +707,8 @@ impl State {
             | Stage::Killed(_)
             | Stage::Suspending(_)
             | Stage::Suspended
-            | Stage::Resuming(_) => {}
+            | Stage::Resuming(_)
+            | Stage::Holding(_) => {}
         }
         self.effects.push(Effect::Guard(None));
         std::mem::take(&mut self.effects)
@@ -694,7 +739,8 @@ impl State {
         lease.into_iter().chain(self.end_by).min()
     }
 
-    /// When to kill a command that was to be killed at this moment: the lease may end earlier.
+    /// When to kill a command that was to be killed at this moment, or to give up a lock that was to be kept until then: the
+    /// lease may end earlier.
     fn kill_at(&self, kill_at: Moment) -> Moment {
         let lease = self.lease().map(|lease| lease.kill_at());
         lease.into_iter().chain([kill_at]).min().unwrap_or(kill_at)
@@ -709,7 +755,7 @@ impl State {
     /// When the next question is due on a session on which nothing is asked.
     fn due_at(&self) -> Option<Moment> {
         match self.stage {
-            Stage::Running | Stage::Terminating(_) => {
+            Stage::Running | Stage::Terminating(_) | Stage::Holding(_) => {
                 let beat_at = self.lease().map(|lease| lease.beat_at());
                 let questions = [beat_at, self.rename_at, self.learn_at];
                 let due_at = questions.into_iter().flatten().min();
@@ -727,6 +773,7 @@ impl State {
     fn reconnects(&self) -> bool {
         match self.stage {
             Stage::Running | Stage::Frozen => self.ended.is_none(),
+            Stage::Holding(_) => true,
             Stage::Terminating(_)
             | Stage::Killed(_)
             | Stage::Suspending(_)
@@ -743,7 +790,8 @@ impl State {
                     && self.ended.is_none()
                     && terminate_at <= now
                 {
-                    self.terminate(self.silence(now), terminate_at + self.policy.grace);
+                    let kill_at = terminate_at + self.policy.grace;
+                    self.terminate(self.silence(now), kill_at, now);
                     // With no grace it is to be killed at once.
                     self.expire(now);
                 }
@@ -781,6 +829,11 @@ impl State {
                     self.kill(Why::NoAnswer, now);
                 }
             }
+            Stage::Holding(until) => {
+                if now < until && self.lease_is_over(now) {
+                    self.lose_hold(self.silence(now), now);
+                }
+            }
         }
     }
 
@@ -794,7 +847,8 @@ impl State {
             | Stage::Terminating(_)
             | Stage::Suspending(_)
             | Stage::Suspended
-            | Stage::Resuming(_) => {}
+            | Stage::Resuming(_)
+            | Stage::Holding(_) => {}
         }
     }
 
@@ -821,7 +875,7 @@ impl State {
 
     fn ask_what_is_due(&mut self, now: Moment) {
         match self.stage {
-            Stage::Running | Stage::Terminating(_) => {
+            Stage::Running | Stage::Terminating(_) | Stage::Holding(_) => {
                 let is_due = |at: &mut Option<Moment>| at.take_if(|at| *at <= now).is_some();
                 let question = if is_due(&mut self.rename_at) {
                     Question::Rename
@@ -874,7 +928,7 @@ impl State {
         match self.stage {
             Stage::Running if self.ended.is_some() => {}
             Stage::Running if self.policy.terms.is_none() => {
-                self.terminate(Why::NoLease, now + self.policy.grace);
+                self.terminate(Why::NoLease, now + self.policy.grace, now);
             }
             Stage::Running => {
                 self.note_loss(loss, now);
@@ -904,6 +958,17 @@ impl State {
                 self.link = Link::Down(now);
             }
             Stage::Resuming(_) => self.kill(Why::GoneMeanwhile, now),
+            Stage::Holding(_) if self.policy.terms.is_none() => {
+                self.lose_hold(Why::NoLease, now);
+            }
+            Stage::Holding(_) if had_answered => {
+                self.note_loss(loss, now);
+                self.link = Link::Down(self.first_retry_at(loss, had_answered, now));
+            }
+            Stage::Holding(_) => {
+                let retry_at = self.next_retry_at(now);
+                self.go_on(retry_at, now);
+            }
         }
         if !had_answered {
             // It was one more attempt to reach the server.
@@ -1057,7 +1122,8 @@ impl State {
             | Stage::Killed(_)
             | Stage::Suspending(_)
             | Stage::Suspended
-            | Stage::Resuming(_) => {}
+            | Stage::Resuming(_)
+            | Stage::Holding(_) => {}
         }
     }
 
@@ -1067,7 +1133,7 @@ impl State {
             return self.effects.push(Effect::Disconnect);
         }
         match self.stage {
-            Stage::Running | Stage::Frozen => {
+            Stage::Running | Stage::Frozen | Stage::Holding(_) => {
                 self.let_in_at = Some(now);
                 self.is_silent = false;
                 self.patience = ATTEMPT;
@@ -1145,6 +1211,7 @@ impl State {
         self.reason = None;
         if let Some(lease) = self.lease()
             && self.policy.kill_on_loss
+            && !self.is_holding()
         {
             self.effects.push(Effect::Guard(Some(lease.kill_at())));
         }
@@ -1216,7 +1283,8 @@ impl State {
                 | Stage::Frozen
                 | Stage::Suspending(_)
                 | Stage::Suspended
-                | Stage::Resuming(_),
+                | Stage::Resuming(_)
+                | Stage::Holding(_),
                 Retake::Held(past),
             ) => match self.end_of_session(past, sent, now) {
                 Some(end) => self.retaken(end, past, sent, now),
@@ -1228,7 +1296,8 @@ impl State {
                 | Stage::Frozen
                 | Stage::Suspending(_)
                 | Stage::Suspended
-                | Stage::Resuming(_),
+                | Stage::Resuming(_)
+                | Stage::Holding(_),
                 Retake::Busy(past),
             ) => {
                 // Behind a pooler it is not known which backend was this one's, and on another server it was none.
@@ -1247,7 +1316,8 @@ impl State {
                 | Stage::Frozen
                 | Stage::Suspending(_)
                 | Stage::Suspended
-                | Stage::Resuming(_),
+                | Stage::Resuming(_)
+                | Stage::Holding(_),
                 Retake::Standby | Retake::NotReady,
             ) => {
                 self.disconnect();
@@ -1273,7 +1343,8 @@ impl State {
             | Stage::Frozen
             | Stage::Suspending(_)
             | Stage::Suspended
-            | Stage::Resuming(_) => {
+            | Stage::Resuming(_)
+            | Stage::Holding(_) => {
                 if end == SessionEnd::Elsewhere {
                     // It keeps off nobody who finds the server that held it.
                     return self.kill(Why::Elsewhere(time), now);
@@ -1299,7 +1370,10 @@ impl State {
                     // Whoever had it meanwhile may run on, and is about to take it again.
                     SessionEnd::AloneBeforeRestart => self.kill(Why::EndedAlone(time), now),
                     SessionEnd::Alone if self.policy.kill_on_loss => {
-                        self.terminate(Why::EndedAlone(time), now + self.policy.grace);
+                        self.terminate(Why::EndedAlone(time), now + self.policy.grace, now);
+                    }
+                    SessionEnd::Alone if self.is_holding() => {
+                        self.say(Line::HoldRetaken(Why::EndedAlone(time)));
                     }
                     SessionEnd::Alone => {
                         self.unfreeze();
@@ -1322,7 +1396,8 @@ impl State {
             | Stage::Terminating(_)
             | Stage::Suspending(_)
             | Stage::Suspended
-            | Stage::Resuming(_) => {
+            | Stage::Resuming(_)
+            | Stage::Holding(_) => {
                 if is_own {
                     self.evicted = true;
                     self.ask(Question::Evict, now);
@@ -1347,7 +1422,8 @@ impl State {
             | Stage::Frozen
             | Stage::Terminating(_)
             | Stage::Killed(_)
-            | Stage::Suspended => {}
+            | Stage::Suspended
+            | Stage::Holding(_) => {}
         }
     }
 
@@ -1372,7 +1448,8 @@ impl State {
             | Stage::Terminating(_)
             | Stage::Killed(_)
             | Stage::Suspending(_)
-            | Stage::Suspended => {}
+            | Stage::Suspended
+            | Stage::Holding(_) => {}
         }
     }
 
@@ -1406,6 +1483,7 @@ impl State {
             | Stage::Suspending(_)
             | Stage::Suspended
             | Stage::Resuming(_) => self.stopped_by_user = true,
+            Stage::Holding(_) => {}
         }
     }
 
@@ -1426,8 +1504,48 @@ impl State {
                     Some(_) | None => Stage::Running,
                 };
             }
-            Stage::Running | Stage::Terminating(_) | Stage::Killed(_) => {}
+            Stage::Running | Stage::Terminating(_) | Stage::Killed(_) | Stage::Holding(_) => {}
         }
+    }
+
+    /// The command has ended, and the lock is kept for as long as it is to be held at least. One whom its user had stopped was
+    /// ended by somebody: whoever did so does not wait for a lock.
+    fn command_ended(&mut self, may_hold: bool, now: Moment) {
+        let until = self
+            .hold_until
+            .filter(|until| may_hold && now < *until && !self.lock_is_lost);
+        match (self.stage, until) {
+            (Stage::Running | Stage::Frozen, Some(until)) => {
+                if self.stage == Stage::Frozen && !self.stopped_by_user {
+                    // What is left of its group runs on.
+                    self.effects.push(Effect::Signal(Signal::CONT));
+                }
+                self.effects.push(Effect::Hold);
+                self.effects.push(Effect::Guard(None));
+                self.say(Line::Holding(until.since(now)));
+                self.stage = Stage::Holding(until);
+                // It need not settle any more.
+                self.rename_at = self.rename_at.map(|at| at.min(now));
+            }
+            (Stage::Running | Stage::Frozen, None)
+            | (
+                Stage::Terminating(_)
+                | Stage::Killed(_)
+                | Stage::Suspending(_)
+                | Stage::Suspended
+                | Stage::Resuming(_)
+                | Stage::Holding(_),
+                _,
+            ) => {}
+        }
+    }
+
+    /// The lock is lost that was kept after the command.
+    fn lose_hold(&mut self, why: Why, now: Moment) {
+        self.lock_is_lost = true;
+        self.say(Line::HoldLost(why));
+        self.stage = Stage::Holding(now);
+        self.give_up_connecting();
     }
 
     /// The command is dead, or dying, and whatever is left of its group is to be.
@@ -1448,7 +1566,8 @@ impl State {
                 self.say(Line::Overdue);
                 self.kill_command(now);
             }
-            Stage::Killed(_) => {}
+            // The lease is over, which is told by its deadline.
+            Stage::Killed(_) | Stage::Holding(_) => {}
         }
     }
 
@@ -1456,6 +1575,10 @@ impl State {
     fn signal(&mut self, signal: Signal, now: Moment) {
         if signal == Signal::CONT {
             return self.told_to_continue();
+        }
+        // Whoever wants the command to end does not want to wait for a lock.
+        if asks_to_end(signal) {
+            self.hold_until = None;
         }
         // A stopped group would take these only when it is continued: so it is, at once or when it may run again.
         let awake = [Signal::TERM, Signal::HUP].contains(&signal);
@@ -1489,6 +1612,15 @@ impl State {
                     self.stage = Stage::Resuming(by.min(now + self.policy.grace));
                 }
             }
+            Stage::Holding(_) if signal == Signal::TSTP && self.policy.has_terminal => {
+                self.effects.push(Effect::Suspend);
+            }
+            Stage::Holding(until) => {
+                if now < until && !signal.is_harmless() {
+                    self.say(Line::HoldEnded(signal));
+                    self.stage = Stage::Holding(now);
+                }
+            }
         }
     }
 
@@ -1497,7 +1629,11 @@ impl State {
             Stage::Running | Stage::Terminating(_) => self.continue_command(),
             // Then the command continues when the lock is known to be held.
             Stage::Frozen => self.stopped_by_user = false,
-            Stage::Killed(_) | Stage::Suspending(_) | Stage::Suspended | Stage::Resuming(_) => {}
+            Stage::Killed(_)
+            | Stage::Suspending(_)
+            | Stage::Suspended
+            | Stage::Resuming(_)
+            | Stage::Holding(_) => {}
         }
     }
 
@@ -1531,7 +1667,9 @@ impl State {
             | Stage::Terminating(_)
             | Stage::Killed(_)
             | Stage::Suspending(_)
-            | Stage::Resuming(_) => {}
+            | Stage::Resuming(_)
+            // A lease that is over by now is noticed by its deadline.
+            | Stage::Holding(_) => {}
         }
     }
 
@@ -1566,8 +1704,11 @@ impl State {
         }
     }
 
-    /// The command must end, for the lock is lost.
-    fn terminate(&mut self, why: Why, kill_at: Moment) {
+    /// The command must end, for the lock is lost; where it has ended, so does the time for which the lock is kept.
+    fn terminate(&mut self, why: Why, kill_at: Moment, now: Moment) {
+        if self.is_holding() {
+            return self.lose_hold(why, now);
+        }
         self.lock_is_lost = true;
         if self.policy.kill_on_loss {
             self.say(Line::Terminating(why));
@@ -1582,6 +1723,9 @@ impl State {
     /// The command must end at once, for somebody else may hold the lock. The session stays until it has ended: as far as
     /// it holds the lock, nobody else shall have it before.
     fn kill(&mut self, why: Why, now: Moment) {
+        if self.is_holding() {
+            return self.lose_hold(why, now);
+        }
         self.lock_is_lost = true;
         if self.policy.kill_on_loss {
             self.say(Line::Killing(why));
@@ -1605,7 +1749,7 @@ impl State {
             Stage::Frozen | Stage::Suspending(_) | Stage::Suspended | Stage::Resuming(_) => {
                 self.continue_command();
             }
-            Stage::Running | Stage::Terminating(_) | Stage::Killed(_) => {}
+            Stage::Running | Stage::Terminating(_) | Stage::Killed(_) | Stage::Holding(_) => {}
         }
         self.stage = Stage::Running;
         self.disconnect();

@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
 
 use crate::support::*;
 
@@ -171,7 +171,7 @@ fn the_line_of_cron_makes_one_backup_for_all_hosts() {
         &format!("echo made >> {}; exec cat", made.display()),
     );
     let cron = host.pglock(&server, &["/bin/sh", "-c", job], &variables);
-    let first = cron.clone().open_input().spawn();
+    let mut first = cron.clone().open_input().spawn();
     eventually("the backup is being made", PATIENCE, || {
         (lines(&made).len() == 1).then_some(())
     });
@@ -179,8 +179,22 @@ fn the_line_of_cron_makes_one_backup_for_all_hosts() {
         .assert_status(0)
         .assert_stdout("")
         .assert_log(&[]);
-    first.finish().assert_status(0).assert_log(&[]);
+    // Nor is it made again right after it.
+    first.close_input();
+    eventually("the backup is made", PATIENCE, || {
+        let names = first.processes().into_iter().map(processes::name);
+        (!names.into_iter().any(|name| name == "cat")).then_some(())
+    });
+    cron.run().assert_status(0).assert_log(&[]);
     assert_eq!(lines(&made), ["made"]);
+    // A shell may have become pglock, or have it as its child.
+    let shell = first.pid();
+    let pglock = match processes::name(shell).as_str() {
+        "pglock" => shell,
+        _ => processes::children(shell)[0],
+    };
+    kill(pglock, Signal::SIGTERM).expect("kill pglock");
+    first.wait().assert_status(0).assert_log(&[]);
 }
 
 #[test]

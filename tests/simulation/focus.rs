@@ -146,7 +146,7 @@ struct Way {
 }
 
 /// Those by which rare places are reached.
-const WAYS: [Way; 11] = [
+const WAYS: [Way; 12] = [
     Way {
         ends: &[&ALL_AND_PROMOTED],
         late: &[Question::Retake],
@@ -204,6 +204,14 @@ const WAYS: [Way; 11] = [
         ],
         late: &[],
         asked: &[Question::Retake, Question::Holder],
+        befalls: &[HELD_BACK],
+        carries_on: Some(false),
+    },
+    // Somebody else turns out to hold it while the command is ending.
+    Way {
+        ends: &[&SEEMS_DOWN, &SEEMS_DOWN_AND_HELD_BACK],
+        late: &[],
+        asked: &[Question::Holder],
         befalls: &[HELD_BACK],
         carries_on: Some(false),
     },
@@ -279,6 +287,7 @@ impl Schedule {
         for client in &mut self.clients {
             client.verbose = random.chance(50);
             client.pooled = pooled;
+            client.hold = 0;
         }
         // The next question is asked late then, or another one.
         for _ in 0..1 + random.below(2) {
@@ -295,6 +304,8 @@ impl Schedule {
         };
         let carries_on = way.carries_on.unwrap_or_else(|| random.chance(40));
         (self.ttl, self.grace) = random.of(&[(3, 0), (4, 0), (6, 2), (9, 3)]);
+        // Mostly the command is there, else the lock is kept after it.
+        let keeps = Random::new(self.seed ^ 0x401e).chance(20);
         // Others are there who take what they get.
         let is_crowded = random.chance(50);
         if is_crowded {
@@ -307,6 +318,11 @@ impl Schedule {
                 client.wait = Wait::Forever;
                 (client.shared, client.pooled, client.fence) = (false, false, false);
                 client.command.work = 10 * SECOND;
+            }
+            client.hold = 0;
+            if keeps {
+                client.command.work = SECOND / 3;
+                client.hold = 10 * SECOND;
             }
             if random.chance(50) {
                 client.command.hangs = random.next() % (self.ttl * SECOND);

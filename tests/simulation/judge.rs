@@ -104,7 +104,7 @@ impl Judge {
         let running: Vec<(usize, bool)> = clients
             .iter()
             .enumerate()
-            .filter(|(_, client)| client.is_running())
+            .filter(|(_, client)| client.is_running(now))
             .map(|(place, client)| (place, client.shares()))
             .collect();
         if running == self.running {

@@ -101,6 +101,13 @@ const MUTATIONS: &[Mutation] = &[
         options: "",
     },
     Mutation {
+        name: "a lock is not kept after its command",
+        file: "src/supervise/state.rs",
+        was: "may_hold && now < *until && !self.lock_is_lost",
+        is: "may_hold && *until < now && !self.lock_is_lost",
+        options: "",
+    },
+    Mutation {
         name: "newcomers do not hold off after a promotion",
         file: "src/lock/restart.rs",
         was: "let tells_promotion = settings.tells_promotion(dialect);",

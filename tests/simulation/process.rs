@@ -178,6 +178,7 @@ pub struct Client {
     pooled: bool,
     kill_on_loss: bool,
     has_lease: bool,
+    hold: Time,
     fence: bool,
     verbose: bool,
     has_terminal: bool,
@@ -206,6 +207,8 @@ pub struct Client {
     group: Option<Group>,
     /// Whether its command is stopped when the lock is lost. What runs on promises nothing.
     believes: bool,
+    /// Until when its lock is kept at least, as far as nothing goes wrong.
+    keeps_until: Time,
     pub was_granted: bool,
     pub excuses: Vec<Excuse>,
     /// Whether the next question is answered by an error.
@@ -231,6 +234,7 @@ impl Client {
             pooled: invocation.pooled,
             kill_on_loss: invocation.kill_on_loss,
             has_lease: invocation.has_lease,
+            hold: invocation.hold,
             fence: invocation.fence,
             verbose: invocation.verbose,
             has_terminal: invocation.terminal.0,
@@ -256,6 +260,7 @@ impl Client {
             guardian: None,
             group: None,
             believes: invocation.kill_on_loss,
+            keeps_until: 0,
             was_granted: false,
             excuses: Vec::new(),
             ended_alone: false,
@@ -271,16 +276,15 @@ impl Client {
         self.is_dead || matches!(self.life, Life::Exited)
     }
 
-    /// Whether it runs a command that it believes to be under the lock.
-    pub fn is_running(&self) -> bool {
-        self.believes
-            && self.host_frozen == 0
-            && self.group.as_ref().is_some_and(|group| {
-                let counts = group.main || (group.others > 0 && group.is_to_end);
-                // What hangs in the kernel does nothing any more.
-                let hangs = group.is_dying && self.behaviour.hangs > 0;
-                group.has_begun && counts && !group.is_stopped && !hangs
-            })
+    /// Whether it runs a command that it believes to be under the lock, or keeps the lock of one that did.
+    pub fn is_running(&self, now: Time) -> bool {
+        let runs = self.group.as_ref().is_some_and(|group| {
+            let counts = group.main || (group.others > 0 && group.is_to_end);
+            // What hangs in the kernel does nothing any more.
+            let hangs = group.is_dying && self.behaviour.hangs > 0;
+            group.has_begun && counts && !group.is_stopped && !hangs
+        });
+        self.believes && self.host_frozen == 0 && (runs || now < self.keeps_until)
     }
 
     /// Whether it has not begun yet.
@@ -345,6 +349,14 @@ impl Client {
     pub fn has_command(&self) -> bool {
         let group = self.group.as_ref();
         group.is_some_and(|group| group.main || (group.others > 0 && group.is_to_end))
+    }
+
+    /// Whether it keeps the lock of a command that has ended.
+    pub fn is_holding(&self) -> bool {
+        match &self.life {
+            Life::Supervising(run) => run.state.is_holding(),
+            Life::Unborn | Life::Acquiring(_) | Life::Releasing(_) | Life::Exited => false,
+        }
     }
 
     pub fn is_direct(&self) -> bool {

@@ -132,6 +132,8 @@ pub struct Invocation {
     pub pooled: bool,
     pub kill_on_loss: bool,
     pub has_lease: bool,
+    /// How long the lock is held at least.
+    pub hold: Time,
     pub fence: bool,
     pub verbose: bool,
     /// Whether there is a terminal, and a shell that sees pglock stopped.
@@ -336,10 +338,11 @@ pub enum Stage {
     Suspending,
     Suspended,
     Resuming,
+    Holding,
 }
 
 impl Stage {
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Running,
         Self::Frozen,
         Self::Terminating,
@@ -347,13 +350,14 @@ impl Stage {
         Self::Suspending,
         Self::Suspended,
         Self::Resuming,
+        Self::Holding,
     ];
 
     /// What leads there, with the time that it lasts, and how long it takes until then.
     fn way(self) -> (&'static [(Kind, Time)], Time) {
         const LONG: Time = 20 * SECOND;
         match self {
-            Self::Running => (&[], 0),
+            Self::Running | Self::Holding => (&[], 0),
             Self::Frozen => (
                 &[(Kind::Refuse, LONG), (Kind::Terminate, 0)],
                 5 * MILLISECOND,
@@ -458,8 +462,13 @@ impl Schedule {
             client.terminal = (true, true);
             client.shared = false;
             client.fence = false;
+            client.hold = 0;
         }
         schedule.clients[0].command.work = 10 * SECOND;
+        if stage == Stage::Holding {
+            schedule.clients[0].command.work = SECOND / 3;
+            schedule.clients[0].hold = 10 * SECOND;
+        }
         if stage == Stage::Terminating {
             schedule.clients[0].command.ends_in = None;
         }
@@ -499,6 +508,8 @@ impl Schedule {
         let slots = [1, 1, 1, 1, 1, 2, 3][random.below(7)];
         let shares = slots == 1 && random.chance(20);
         let count = 2 + random.below(3) + slots as usize - 1;
+        // Apart from the others, which stay what they are.
+        let mut holds = Random::new(seed ^ 0x402f);
         let begin_apart = random.of(&[MILLISECOND, 100 * MILLISECOND, SECOND]);
         let clients = (0..count).map(|place| Invocation {
             // The last one comes late, unless something calls it.
@@ -515,6 +526,10 @@ impl Schedule {
             pooled: random.chance(pooled),
             kill_on_loss: !random.chance(4),
             has_lease: true,
+            hold: match holds.chance(25) {
+                true => holds.of(&[SECOND, 3 * SECOND, 8 * SECOND]),
+                false => 0,
+            },
             fence: random.chance(10),
             verbose: random.chance(15),
             terminal: (random.chance(50), random.chance(80)),

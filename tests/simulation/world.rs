@@ -45,6 +45,8 @@ pub enum Event {
     Resume(usize),
     /// The pool tries to log in.
     Login,
+    /// A lock was kept for as long as it is to be at least.
+    Kept,
     /// Whether all goes on is looked at.
     Check,
 }
@@ -350,6 +352,7 @@ impl World {
             Event::CommandKilled(client) => self.command_killed(client),
             Event::Resume(client) => self.resume(client),
             Event::Login => self.login(),
+            Event::Kept => self.look(),
             Event::Check => {
                 self.check();
                 if self.now > self.patience_until {

@@ -13,6 +13,7 @@ impl State {
             Stage::Suspending(_) => "suspending",
             Stage::Suspended => "suspended",
             Stage::Resuming(_) => "resuming",
+            Stage::Holding(_) => "holding",
         }
     }
 
@@ -42,7 +43,10 @@ impl State {
             Event::Answered(answer) => self.answer_name(answer, now)?,
             Event::CommandStopped(..) => "command stopped",
             Event::CommandContinued => "command continued",
-            Event::CommandEnded(_) => "command ended",
+            Event::CommandEnded(_, true) if self.hold_until.is_some() => {
+                "command ended, its lock to be kept"
+            }
+            Event::CommandEnded(..) => "command ended",
             Event::GroupGone => "its group is gone",
             Event::GuardianFired => "the guardian has fired",
             Event::Signal(Signal::TERM) => "SIGTERM",

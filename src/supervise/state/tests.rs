@@ -25,6 +25,7 @@ fn policy(ttl: f64, grace: f64) -> Policy {
         rename: false,
         has_terminal: true,
         others: 0,
+        hold_until: None,
     }
 }
 
@@ -98,7 +99,7 @@ fn retake(retake: Retake) -> Event {
 }
 
 /// Every stage, with a connection as it has in it.
-fn stages() -> [(&'static str, Stage); 7] {
+fn stages() -> [(&'static str, Stage); 8] {
     [
         ("running", Stage::Running),
         ("frozen", Stage::Frozen),
@@ -107,6 +108,7 @@ fn stages() -> [(&'static str, Stage); 7] {
         ("suspending", Stage::Suspending(at(103.5))),
         ("suspended", Stage::Suspended),
         ("resuming", Stage::Resuming(at(110.0))),
+        ("holding", Stage::Holding(at(120.0))),
     ]
 }
 
@@ -307,7 +309,12 @@ fn events() -> Vec<(&'static str, Link, Event)> {
         (
             "command ended",
             Link::Idle,
-            Event::CommandEnded(Change::Exited(0)),
+            Event::CommandEnded(Change::Exited(0), false),
+        ),
+        (
+            "command ended, its lock to be kept",
+            Link::Idle,
+            Event::CommandEnded(Change::Exited(0), true),
         ),
         ("its group is gone", Link::Idle, Event::GroupGone),
         ("the guardian has fired", Link::Idle, Event::GuardianFired),
@@ -336,6 +343,7 @@ fn shown(effect: &Effect) -> String {
         Effect::Guard(None) => "guard for ever".to_owned(),
         Effect::WakeGuardian => "wake guardian".to_owned(),
         Effect::Suspend => "stop pglock".to_owned(),
+        Effect::Hold => "hold".to_owned(),
         Effect::Say(Line::ConnectionLost(..)) => "say lost".to_owned(),
         Effect::Say(line) => format!("say {line:?}")
             .split(['(', ' '])
@@ -355,6 +363,7 @@ fn name(stage: Stage) -> String {
         Stage::Suspending(_) => "suspending".to_owned(),
         Stage::Suspended => "suspended".to_owned(),
         Stage::Resuming(at) => format!("resuming until {}", at.since_first().as_secs_f64()),
+        Stage::Holding(at) => format!("holding until {}", at.since_first().as_secs_f64()),
     }
 }
 
@@ -362,15 +371,21 @@ fn name(stage: Stage) -> String {
 fn each_pair_of_stage_and_event_is_decided_as_the_table_says() {
     let mut table = format!(
         "What comes of each event in each stage. The ttl is {} s, the grace {} s; the last sign of the server was given at \
-         {HEARD}, it is {NOW}.\n",
+         {HEARD}, it is {NOW}. The lock is kept until 120.\n",
         POLICY.0, POLICY.1
     );
     for (event_name, link, event) in events() {
         table.push_str(&format!("\n{event_name}\n"));
         for (stage_name, stage) in stages() {
-            let mut state = state(policy(POLICY.0, POLICY.1));
+            let mut state = state(Policy {
+                hold_until: Some(at(120.0)),
+                ..policy(POLICY.0, POLICY.1)
+            });
             state.stage = stage;
             state.link = link;
+            if stage_name == "holding" {
+                state.ended = Some(Change::Exited(0));
+            }
             // A session that is there has answered since; where there is none it was lost a moment ago.
             let lost_at = if link == Link::Idle { HEARD } else { NOW - 0.5 };
             state.lost_at = at(lost_at);
@@ -503,7 +518,10 @@ fn who_is_killed_keeps_the_session_until_the_group_is_gone_or_the_lease_over() {
     assert!(!effects.contains(&Effect::Disconnect));
     let effects = state.on(Event::Tick, at(114.0));
     assert!(effects.contains(&Effect::Kill) && !effects.contains(&Effect::Disconnect));
-    state.on(Event::CommandEnded(Change::Killed(Signal::KILL)), at(114.1));
+    state.on(
+        Event::CommandEnded(Change::Killed(Signal::KILL), true),
+        at(114.1),
+    );
     assert!(!state.is_over(at(114.1)));
     assert!(state.is_over(at(129.1)));
     state.on(Event::GroupGone, at(114.2));
@@ -540,7 +558,7 @@ fn without_grace_the_command_is_killed_when_it_would_be_told() {
 fn a_command_that_has_ended_in_time_was_not_late() {
     let mut state = state(policy(15.0, 5.0));
     // pglock itself was frozen meanwhile.
-    state.on(Event::CommandEnded(Change::Exited(3)), at(200.0));
+    state.on(Event::CommandEnded(Change::Exited(3), true), at(200.0));
     assert!(state.is_over(at(200.0)) && !state.lock_is_lost());
 }
 
@@ -830,7 +848,10 @@ fn a_server_that_let_in_but_found_no_guardian_has_served() {
 #[test]
 fn what_a_frozen_command_leaves_behind_runs_on_unless_its_user_has_stopped_it() {
     let finish = |state: &mut State| {
-        state.on(Event::CommandEnded(Change::Killed(Signal::KILL)), at(103.5));
+        state.on(
+            Event::CommandEnded(Change::Killed(Signal::KILL), true),
+            at(103.5),
+        );
         assert!(state.is_over(at(103.5)));
         state.finish()
     };
@@ -853,7 +874,10 @@ fn what_the_guardian_has_left_of_a_group_is_ended_before_the_lock_is_given_up() 
     let effects = state.on(Event::GuardianFired, at(115.0));
     assert!(effects.contains(&Effect::Say(Line::Fired(time(15.0)))));
     assert!(effects.contains(&Effect::Kill));
-    state.on(Event::CommandEnded(Change::Killed(Signal::KILL)), at(115.0));
+    state.on(
+        Event::CommandEnded(Change::Killed(Signal::KILL), true),
+        at(115.0),
+    );
     assert!(!state.is_over(at(115.0)), "a member may be left");
     state.on(Event::GroupGone, at(115.0));
     assert!(state.is_over(at(115.0)) && state.lock_is_lost());

@@ -327,10 +327,15 @@ impl World {
             grace: Duration::from_secs(it.grace),
             kill_on_loss: it.kill_on_loss,
             pooled: lock.scope() == LockScope::Transaction,
-            rename: taken.waited,
+            rename: taken.waited || it.hold > 0,
             has_terminal: it.has_terminal,
             others: 0,
+            hold_until: (it.hold > 0)
+                .then(|| it.clock.moment(self.now) + Duration::from_micros(it.hold)),
         };
+        // By another clock.
+        it.keeps_until = (self.now + it.hold).saturating_sub(10 * MILLISECOND);
+        let kept = (it.hold > 0).then_some(it.keeps_until);
         let connection = it.connection.expect("a connection");
         it.shared.has_group = true;
         it.group = Some(Group {
@@ -352,11 +357,14 @@ impl World {
             lock,
             backend: it.spoken,
             wire: Wire::Up(connection, None),
-            name: taken.waited.then(|| format!("pglock {client}")),
+            name: policy.rename.then(|| format!("pglock {client}")),
             suspended: false,
             later: Vec::new(),
             is_lifted: false,
         }));
+        if let Some(kept) = kept {
+            self.at(kept, Event::Kept);
+        }
         self.wake_soon(Event::Exec(client), client);
         self.wake(client);
     }

@@ -7,6 +7,7 @@ impl World {
         let now = self.now;
         let it = &mut self.clients[client];
         it.host_frozen += 1;
+        it.keeps_until = 0;
         if let Some(group) = &mut it.group
             && let Some(since) = group.since.take()
         {
@@ -56,6 +57,7 @@ impl World {
             Life::Unborn | Life::Acquiring(_) | Life::Releasing(_) | Life::Exited => false,
         };
         it.is_dead = true;
+        it.keeps_until = 0;
         it.life = Life::Exited;
         it.connection = None;
         it.guardian = None;
@@ -91,7 +93,10 @@ impl World {
             Kind::NoProcesses => change(&mut it.no_processes),
             Kind::Busy => change(&mut it.busy),
             Kind::LateTimers => change(&mut it.late_timers),
-            Kind::FreezePglock => change(&mut it.is_frozen),
+            Kind::FreezePglock => {
+                it.keeps_until = 0;
+                change(&mut it.is_frozen);
+            }
             Kind::FreezeGuardian => {
                 if let Some(guardian) = it.guardian {
                     it.guardians[guardian].is_frozen = begins;
@@ -201,8 +206,14 @@ impl World {
                 it.excuse(Reason::Continued, now, until);
                 self.signal_group(client, Signal::CONT);
             }
-            Kind::Interrupt => it.signals.push(Signal::INT),
-            Kind::Terminated => it.signals.push(Signal::TERM),
+            Kind::Interrupt => {
+                it.keeps_until = 0;
+                it.signals.push(Signal::INT);
+            }
+            Kind::Terminated => {
+                it.keeps_until = 0;
+                it.signals.push(Signal::TERM);
+            }
             Kind::TypedStop => it.signals.push(Signal::TSTP),
             Kind::TellToContinue => {
                 if let Life::Supervising(run) = &self.clients[client].life
@@ -226,6 +237,7 @@ impl World {
         }
         let it = &mut self.clients[client];
         it.is_dead = true;
+        it.keeps_until = 0;
         it.life = Life::Exited;
         it.connection.take();
         let connections: Vec<usize> = self.held_by(client);
@@ -265,8 +277,9 @@ impl World {
             can |= can_take;
             direct |= can_take && client.is_direct();
         }
-        let has_command = self.clients.iter().any(Client::has_command)
-            || self.clients.iter().any(Client::waits_for_token);
+        let is_kept = |client: &Client| client.has_command() || client.is_holding();
+        let has_command =
+            self.clients.iter().any(is_kept) || self.clients.iter().any(Client::waits_for_token);
         let keys = self.clients[0].keys();
         let is_up = self.is_server_well();
         let free = is_up

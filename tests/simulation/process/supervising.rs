@@ -15,6 +15,13 @@ impl World {
             self.feed(client, supervise::Event::GuardianFired);
         }
         self.reap(client);
+        let now = self.now_of(client);
+        if self
+            .supervising(client)
+            .is_some_and(|run| !run.suspended && run.state.is_over(now))
+        {
+            return self.finish(client);
+        }
         if !self.is_suspended(client) {
             self.step_wire(client);
         }
@@ -71,11 +78,29 @@ impl World {
     pub fn reap(&mut self, client: usize) {
         let it = &mut self.clients[client];
         let change = match &mut it.group {
-            Some(group) if !group.main && group.ended.is_some() => group.ended.take(),
+            Some(group) if !group.main && group.ended.is_some() => {
+                // Of a child that has ended nothing else is told.
+                it.change = None;
+                group.ended.take()
+            }
             Some(_) | None => it.change.take(),
         };
         if let Some(change) = change {
             let in_foreground = self.random.chance(10);
+            let has_begun = self.clients[client]
+                .group
+                .as_ref()
+                .is_some_and(|group| group.has_begun);
+            // Its user may have ended it.
+            let may_hold =
+                has_begun && (change != Change::Killed(Signal::KILL) || self.random.chance(50));
+            let is_stopped = self.supervising(client).is_some_and(|run| {
+                ["suspending", "suspended", "resuming"].contains(&run.state.stage_name())
+            });
+            if matches!(change, Change::Exited(_) | Change::Killed(_)) && (!may_hold || is_stopped)
+            {
+                self.clients[client].keeps_until = 0;
+            }
             self.feed(
                 client,
                 match change {
@@ -83,7 +108,9 @@ impl World {
                         supervise::Event::CommandStopped(signal, in_foreground)
                     }
                     Change::Continued => supervise::Event::CommandContinued,
-                    Change::Exited(_) | Change::Killed(_) => supervise::Event::CommandEnded(change),
+                    Change::Exited(_) | Change::Killed(_) => {
+                        supervise::Event::CommandEnded(change, may_hold)
+                    }
                 },
             );
         }
@@ -208,9 +235,13 @@ impl World {
             self.coverage.supervise(&run.state, &event, now);
             let is_news = event != supervise::Event::Tick;
             let shown = (self.story.is_some() && is_news).then(|| format!("{event:?}"));
-            let effects = run.state.on(event, now);
-            let heard = run.state.heard();
-            self.clients[client].heard = heard;
+            let effects = run.state.on(event.clone(), now);
+            let (heard, is_lost) = (run.state.heard(), run.state.lock_is_lost());
+            let it = &mut self.clients[client];
+            it.heard = heard;
+            if is_lost || matches!(event, supervise::Event::SessionLost(..)) {
+                it.keeps_until = 0;
+            }
             if let Some(shown) = shown {
                 self.tell(|| format!("pglock {client}: {shown} -> {effects:?}"));
             }
@@ -282,10 +313,12 @@ impl World {
                 if !self.clients[client].has_shell {
                     return Some(supervise::Event::Woken(false));
                 }
+                self.clients[client].keeps_until = 0;
                 self.supervising(client)?.suspended = true;
                 let time = self.random.next() % (self.schedule.ttl * 2 * SECOND);
                 self.after(time, Event::Resume(client));
             }
+            Effect::Hold => self.clients[client].shared.has_group = false,
             Effect::Say(_) => {}
         }
         None
