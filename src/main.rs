@@ -27,7 +27,7 @@
 //!    Meanwhile the guardian is made. `acquire/state.rs` decides what follows: wait, hold off, try again, go to the next host, skip.
 //! 4. `supervise.rs` starts the command in a process group of its own, and from then on turns what `poll` tells into
 //!    events, has `supervise/state.rs` decide, and carries the effects out: ask for a sign of life, connect again, stop, kill.
-//! 5. When the command has ended, `lock/release.rs` gives the lock up, and its status becomes pglock's own.
+//! 5. When the command has ended, and `--hold` is over, `lock/release.rs` gives the lock up, and its status becomes pglock's own.
 //!
 //! # The rules
 //!

@@ -1135,3 +1135,65 @@ fn a_time_is_said_in_seconds() {
         assert!(line.contains(" 4.0 s"), "{line}");
     }
 }
+
+/// A run of three hosts whose command has ended, and whose lock is kept until 120.
+fn holding(kill_on_loss: bool) -> State {
+    let mut state = of_three();
+    state.hold_until = Some(at(120.0));
+    state.policy.kill_on_loss = kill_on_loss;
+    let effects = state.on(Event::CommandEnded(Change::Exited(7), true), at(102.0));
+    assert!(effects.contains(&Effect::Hold) && effects.contains(&Effect::Guard(None)));
+    state
+}
+
+#[test]
+fn a_lock_that_is_kept_has_its_lease_and_its_end() {
+    let mut state = holding(true);
+    state.on(Event::Tick, at(106.0));
+    assert_eq!(state.asked(), Some(Question::Beat));
+    // No guardian has anybody to kill.
+    assert_eq!(state.on(Event::Answered(Answer::Alive), at(106.1)), []);
+    state.on(lost(Loss::Cut), at(107.0));
+    state.on(Event::Connected, at(107.1));
+    let another = retake(Retake::Held(promoted(0.1, Some(NEXT))));
+    let effects = state.on(another, at(107.2));
+    assert!(matches!(effects[..], [Effect::Say(Line::Promoted(_))]));
+    assert!(!state.is_over(at(119.9)) && state.is_over(at(120.0)));
+    assert!(!state.lock_is_lost());
+}
+
+#[test]
+fn a_lock_that_is_kept_is_lost_with_its_lease_and_not_after_its_end() {
+    let mut state = holding(true);
+    let effects = state.on(Event::Tick, at(114.9));
+    assert_eq!(effects, [Effect::Ask(Question::Beat)]);
+    let effects = state.on(Event::Tick, at(115.0));
+    assert!(matches!(effects[..], [Effect::Say(Line::HoldLost(_))]));
+    assert!(state.is_over(at(115.0)) && state.lock_is_lost());
+    let mut state = holding(true);
+    state.on(Event::Tick, at(200.0));
+    assert!(state.is_over(at(200.0)) && !state.lock_is_lost());
+}
+
+#[test]
+fn a_kept_lock_that_somebody_may_have_had_is_given_up_unless_the_loss_is_to_be_borne() {
+    for kill_on_loss in [true, false] {
+        let mut state = holding(kill_on_loss);
+        state.on(lost(Loss::One), at(103.0));
+        state.on(Event::Connected, at(103.1));
+        state.on(retake(Retake::Held(past(1e6))), at(103.2));
+        assert_eq!(state.is_over(at(103.2)), kill_on_loss);
+        assert_eq!(state.lock_is_lost(), kill_on_loss);
+    }
+}
+
+#[test]
+fn who_was_told_to_end_keeps_no_lock() {
+    for signal in [Signal::TERM, Signal::INT, Signal::HUP, Signal::QUIT] {
+        let mut state = of_three();
+        state.hold_until = Some(at(120.0));
+        state.on(Event::Signal(signal), at(102.0));
+        state.on(Event::CommandEnded(Change::Exited(7), true), at(102.1));
+        assert!(state.is_over(at(102.1)), "{signal}");
+    }
+}
