@@ -76,7 +76,7 @@ fn target(config: &Config, start: Moment, signals: &Signals) -> Result<Target, A
         Wait::Seconds(seconds) => Some(start + Duration::from_secs(seconds.into())),
         Wait::No | Wait::Forever => None,
     };
-    Target::new(&config.server, &config.command, signals, start, wait_end).map_err(failed)
+    Target::new(&config.server, config.title(), signals, start, wait_end).map_err(failed)
 }
 
 /// What does what is ordered.

@@ -56,7 +56,7 @@
 //!   `supervise/state.rs`.
 //! - Another kind of pooler: its words in `server/retry.rs`, with a sample beside each; that a transaction holds the lock there, `server/session_settings.rs`;
 //!   how a waiter goes about it, `acquire/state.rs`. Its tests go to `tests/servers/poolers.rs`.
-//! - The status as JSON: `lock/holders.rs` has the rows, `status.rs` prints them, `show_status` here chooses.
+//! - A column of the status: `lock/holders.rs` has the rows, `status.rs` prints them, as a table and as JSON.
 //! - A deadline: `lease.rs` for those of the lease, and the two `state.rs` for what they wait for besides.
 //! - A new log line: an effect of the `state.rs` that knows of it, and its words there; `log.rs` has the form of all.
 //! - A call of the kernel's: the room of its subject in `sys/`.
@@ -172,9 +172,18 @@ fn show_status(config: &Config, start: Moment) -> Exit {
     name_passed_over(config, log);
     let shown = catch_signals().and_then(|signals| {
         let rows = acquire::status(config, start, &signals, log)?;
-        let table = status::table(&rows);
+        let name = config.lock_name();
+        let text = match config.json {
+            true => status::json(&rows, name),
+            false => status::table(&rows, name),
+        };
         // Whoever reads it may have stopped reading.
-        Ok(signals.while_blocking(None, "", Exit::Failed.status(), || print(&table)))
+        let printed = signals.while_blocking(None, "", Exit::Failed.status(), || print(&text));
+        let is_taken = config.names_lock && status::is_held(&rows);
+        Ok(match printed {
+            Exit::Status(0) if is_taken => Exit::Status(config.conflict_exit_code),
+            other => other,
+        })
     });
     shown.unwrap_or_else(|stop| stopped(stop, log))
 }

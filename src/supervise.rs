@@ -98,7 +98,7 @@ pub fn run(
     };
     // The name tells until when the lock is held, too.
     let is_new = held.waited || !config.hold.is_zero();
-    let new_name = is_new.then(|| session_name::label(&config.command, config.hold));
+    let new_name = is_new.then(|| session_name::label(config.title(), config.hold));
     let policy = Policy {
         terms: config.terms,
         grace: config.grace,

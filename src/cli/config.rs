@@ -17,6 +17,7 @@ use crate::lease::{LONGEST_TTL, Terms};
 use crate::lock::{Key, Name};
 use crate::log::Verbosity;
 use crate::secrets;
+use crate::server::session_name::Title;
 
 /// An attempt looks at each slot in turn, and holds a snapshot meanwhile.
 const MOST_SLOTS: u32 = 10_000;
@@ -63,6 +64,10 @@ pub struct Config {
     pub fence: bool,
     /// Whether a sign of the server counts only when replication has confirmed it.
     pub sync: bool,
+    /// Whether the status is shown as JSON.
+    pub json: bool,
+    /// What is shown in place of the program's name.
+    pub label: Option<String>,
     /// How much to say.
     pub verbosity: Verbosity,
     /// The variables that look like pglock's own and are not.
@@ -106,6 +111,25 @@ pub enum Wait {
 /// What is wrong with a flag or a variable: one line that names it and its value.
 #[derive(Debug)]
 pub struct UsageError(String);
+
+impl Config {
+    /// The name of the lock that is asked for, if it has one.
+    pub fn lock_name(&self) -> Option<&str> {
+        match &self.lock {
+            Name::Text(name) => Some(name),
+            Name::Key(_) => None,
+        }
+    }
+
+    /// What a session's name says of the run.
+    pub fn title(&self) -> Title<'_> {
+        Title {
+            command: &self.command,
+            label: self.label.as_deref(),
+            lock: self.lock_name(),
+        }
+    }
+}
 
 impl fmt::Display for UsageError {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
@@ -181,6 +205,7 @@ pub fn read(
     given.exclude(Id::Lockkey, Id::Lockname)?;
     given.check_slots()?;
     given.check_sync()?;
+    given.check_json()?;
     given.check_command(&command)?;
     let password = environment
         .iter()
@@ -439,6 +464,18 @@ impl AllGiven {
         Ok(())
     }
 
+    /// Nothing but the status is shown as JSON. A variable may be there for whoever asks for it.
+    fn check_json(&self) -> Result<(), UsageError> {
+        let is_flag = |given: &Given| given.source == Source::Flag;
+        if self.0[Id::Json as usize].as_ref().is_some_and(is_flag) && !self.is_given(Id::Status) {
+            return Err(UsageError(format!(
+                "{} is a form of --status; give both",
+                self.origin(Id::Json)
+            )));
+        }
+        Ok(())
+    }
+
     /// The lease, if there is one and it can be kept.
     fn terms(&self) -> Result<Option<Terms>, UsageError> {
         let ttl = Duration::from_secs(self.number(Id::Ttl)?);
@@ -510,6 +547,8 @@ impl AllGiven {
             hold: Duration::from_secs(self.number(Id::Hold)?),
             fence: self.is_given(Id::Fence),
             sync: self.is_given(Id::Sync),
+            json: self.is_given(Id::Json),
+            label: self.text(Id::Label),
             verbosity: if self.is_given(Id::Quiet) {
                 Verbosity::Quiet
             } else if self.is_given(Id::Verbose) {
@@ -601,6 +640,16 @@ mod tests {
             .err()
             .unwrap();
         assert!(error.starts_with("--sync and --ttl 0 exclude"), "{error}");
+    }
+
+    #[test]
+    fn json_is_a_form_of_the_status() {
+        let error = config(&["--json", "true"], &[]).err().unwrap();
+        assert!(error.starts_with("--json is a form of --status"), "{error}");
+        assert!(config(&["true"], &[("PGLOCK_JSON", "1")]).is_ok());
+        let labelled = config(&["--label", "a b", "true"], &[]).unwrap();
+        assert_eq!(labelled.label.as_deref(), Some("a b"));
+        assert!(config(&["--label", "", "true"], &[]).is_err());
     }
 
     #[test]

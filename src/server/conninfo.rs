@@ -18,7 +18,7 @@ use crate::log;
 use crate::moment::Moment;
 use crate::pq::{self, Conninfo};
 use crate::secrets;
-use crate::server::session_name;
+use crate::server::session_name::{self, Title};
 use crate::server::wait::left;
 use crate::sys::{self, Signals};
 
@@ -61,7 +61,7 @@ impl Target {
     /// `connect_timeout` that is no number, or a demand that this libpq does not know.
     pub fn new(
         server: &Server,
-        command: &[OsString],
+        title: Title,
         signals: &Signals,
         start: Moment,
         wait_end: Option<Moment>,
@@ -98,7 +98,7 @@ impl Target {
             secrets::note_setting(keyword, &String::from_utf8_lossy(value));
         }
         if get(&given, "fallback_application_name").is_none() {
-            let label = session_name::label(command, Duration::ZERO);
+            let label = session_name::label(title, Duration::ZERO);
             set(&mut given, "fallback_application_name", label.as_bytes());
         }
         // The encoding of all that pglock itself says to a server.

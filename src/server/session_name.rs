@@ -2,7 +2,8 @@
 //! `pg_stat_activity`, other than most that stands there, and it may stand in the server's log. `pglock PID@HOST SINCE PROGRAM`,
 //! where SINCE is in seconds since 1970: since when it has waited for the lock or held it; `SINCE+HOLD` where it holds the lock
 //! for so many seconds at least. Of the command it has
-//! the program's name alone, for the arguments may be secrets. When the lock is given up it becomes `pglock released KEY`.
+//! the program's name alone, for the arguments may be secrets, or the text of `--label` in its place. `=NAME` behind it is the name of the
+//! lock, where it has one and there is room for all of it. When the lock is given up it becomes `pglock released KEY`.
 
 use std::ffi::OsString;
 use std::ops::RangeInclusive;
@@ -26,9 +27,23 @@ pub const OWN: &str = "pglock ";
 /// The condition that a row of `pg_stat_activity` is about a session of pglock's.
 pub const IS_OWN: &str = "coalesce(application_name like 'pglock %', false)";
 
+/// What stands before the name of the lock.
+const LOCK: &str = " =";
+
 /// The times that a label may have, from the year 2000 to 9999. Any role can give itself a name that looks like a label, with a time
 /// that no calendar has.
 const TIMES: RangeInclusive<i64> = 946_684_800..=253_402_214_400;
+
+/// What a label is to say of a run.
+#[derive(Clone, Copy)]
+pub struct Title<'a> {
+    /// The command.
+    pub command: &'a [OsString],
+    /// What stands for it.
+    pub label: Option<&'a str>,
+    /// The name of the lock, if it has one.
+    pub lock: Option<&'a str>,
+}
 
 /// What a label says.
 #[derive(Debug, PartialEq, Eq)]
@@ -43,10 +58,12 @@ pub struct Label<'a> {
     pub until: Option<i64>,
     /// The name of its program.
     pub program: &'a str,
+    /// The name of its lock, if that is known.
+    pub lock: Option<&'a str>,
 }
 
 /// The label of this pglock, from now on; of one that holds the lock for so long at least.
-pub fn label(command: &[OsString], hold: Duration) -> String {
+pub fn label(title: Title, hold: Duration) -> String {
     let mut host = printable(&sys::host_name()).replace(' ', "?");
     host.truncate(LONGEST_HOST);
     if host.is_empty() {
@@ -56,13 +73,23 @@ pub fn label(command: &[OsString], hold: Duration) -> String {
         0 => String::new(),
         seconds => format!("+{seconds}"),
     };
+    let shown = match title.label {
+        // What stands before the name of the lock cannot be read as one.
+        Some(label) => label.replace(LOCK, " ?"),
+        None => program(title.command),
+    };
     let mut label = format!(
         "pglock {}@{host} {}{hold} {}",
         std::process::id(),
         sys::wall_clock(),
-        printable(&program(command))
+        printable(&shown)
     );
     label.truncate(LONGEST);
+    let lock = title.lock.map(|name| format!("{LOCK}{name}"));
+    let fits = |lock: &String| label.len() + lock.len() <= LONGEST && printable(lock) == *lock;
+    if let Some(lock) = lock.filter(fits) {
+        label.push_str(&lock);
+    }
     label
 }
 
@@ -94,7 +121,11 @@ pub fn is_label(connection: &Connection) -> bool {
 pub fn parse(label: &str) -> Option<Label<'_>> {
     let (process, rest) = label.strip_prefix("pglock ")?.split_once(' ')?;
     let (pid, host) = process.split_once('@')?;
-    let (times, program) = rest.split_once(' ')?;
+    let (times, rest) = rest.split_once(' ')?;
+    let (program, lock) = match rest.split_once(LOCK) {
+        Some((program, lock)) => (program, Some(lock)),
+        None => (rest, None),
+    };
     let (since, hold) = match times.split_once('+') {
         Some((since, hold)) => (since, Some(number(hold)?)),
         None => (times, None),
@@ -116,6 +147,7 @@ pub fn parse(label: &str) -> Option<Label<'_>> {
         since,
         until,
         program,
+        lock,
     })
 }
 
@@ -132,22 +164,50 @@ mod tests {
     #[test]
     fn a_label_can_be_read_again() {
         let command = ["/opt/backup.sh".into(), "--all".into()];
+        let title = Title {
+            command: &command,
+            label: None,
+            lock: None,
+        };
         for (hold, expected) in [
             (0, None),
             (1, Some(1)),
             (u32::MAX, Some(i64::from(u32::MAX))),
         ] {
-            let label = label(&command, Duration::from_secs(hold.into()));
-            let read = parse(&label).unwrap();
+            let text = label(title, Duration::from_secs(hold.into()));
+            let read = parse(&text).unwrap();
             assert_eq!(read.pid, std::process::id().to_string());
-            assert_eq!(read.program, "backup.sh");
+            assert_eq!((read.program, read.lock), ("backup.sh", None));
             assert_eq!(read.until.map(|until| until - read.since), expected);
+        }
+        for (given, name, shown, lock) in [
+            ("job", "a", "job", Some("a")),
+            ("the job", "a =b", "the job", Some("a =b")),
+            ("a =b", "c", "a ?b", Some("c")),
+            ("job", "é", "job", None),
+            ("job", "a\nb", "job", None),
+            ("job", &"x".repeat(60), "job", None),
+            ("é\n", "a", "??", Some("a")),
+        ] {
+            let title = Title {
+                label: Some(given),
+                lock: Some(name),
+                ..title
+            };
+            let text = label(title, Duration::ZERO);
+            let read = parse(&text).unwrap();
+            assert_eq!((read.program, read.lock), (shown, lock), "{text}");
         }
     }
 
     #[test]
     fn a_label_fits_and_is_printable() {
-        let label = label(&["ü".repeat(100).into()], Duration::ZERO);
+        let title = Title {
+            command: &["ü".repeat(100).into()],
+            label: None,
+            lock: Some("a"),
+        };
+        let label = label(title, Duration::ZERO);
         assert_eq!(label.len(), LONGEST);
         assert!(label.ends_with('?'));
         assert!(parse(&label).is_some());

@@ -8,6 +8,8 @@ use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::thread;
 
+use nix::sys::signal::Signal;
+
 use crate::support::pglock::split_stamp;
 use crate::support::*;
 
@@ -341,7 +343,6 @@ fn all_locks_of_the_database_are_listed_where_none_is_named() {
     for key in ["1", "-1", "4294967296", "9223372036854775807", "-5, 6"] {
         session.exec(&format!("select pg_advisory_lock({key})"));
     }
-    let hash = server.psql("select hashtextextended('a', 0)");
     let _named = Pglock::on(&server).flags(["--lockname", "a"]).hold();
     let _plain = Pglock::on(&server).flags(["--lockid", "4294967295"]).hold();
     let (free, rows) = status(&server, []);
@@ -354,7 +355,7 @@ fn all_locks_of_the_database_are_listed_where_none_is_named() {
         "4294967296",
         "9223372036854775807",
         "-5,6",
-        &hash,
+        "a",
         "4294967295",
     ];
     expected.sort();
@@ -364,7 +365,7 @@ fn all_locks_of_the_database_are_listed_where_none_is_named() {
     for (flags, lock) in [
         (["--lockid", "1"], "1"),
         (["--lockid", "4294967295"], "4294967295"),
-        (["--lockname", "a"], &hash),
+        (["--lockname", "a"], "a"),
     ] {
         let (_, rows) = status(&server, flags);
         let locks: Vec<&str> = rows.iter().map(|row| row.get("LOCK")).collect();
@@ -804,9 +805,11 @@ fn the_stamp_of_a_status_is_that_of_a_log() {
 // How the flags go together
 
 /// The flags that are put together, with values.
-const FLAGS: [&[&str]; 13] = [
+const FLAGS: [&[&str]; 15] = [
     &["--lockid", "7"],
     &["--lockname", "a"],
+    &["--lockkey", "-7"],
+    &["--label", "a job"],
     &["--shared"],
     &["--slots", "2"],
     &["--status"],
@@ -821,8 +824,10 @@ const FLAGS: [&[&str]; 13] = [
 ];
 
 /// The pairs that cannot be.
-const REFUSED: [[&str; 2]; 4] = [
+const REFUSED: [[&str; 2]; 6] = [
     ["--lockid", "--lockname"],
+    ["--lockid", "--lockkey"],
+    ["--lockname", "--lockkey"],
     ["--shared", "--slots"],
     ["--wait", "--block"],
     ["--quiet", "--verbose"],
@@ -874,7 +879,7 @@ fn with_pairs(server: &Server, each: impl Fn(&Server, &str, &[&str]) + Sync) {
 fn identity<'a>(pair: &[&'a str]) -> Vec<&'a str> {
     let mut flags = Vec::new();
     for pair in pair.windows(2) {
-        if ["--lockid", "--lockname", "--slots"].contains(&pair[0]) {
+        if ["--lockid", "--lockname", "--lockkey", "--slots"].contains(&pair[0]) {
             flags.extend(pair);
         }
     }
@@ -1029,4 +1034,122 @@ fn a_holder_behind_a_pooler_is_told_from_the_outside_and_through_the_pooler() {
         }
         holder.finish().assert_status(0);
     }
+}
+
+#[test]
+fn the_status_is_one_document_of_json_whatever_the_texts_are() {
+    let server = Server::new();
+    let names = ["o\"ps\\", "c\u{1b}[31m\td", "größe 🐘"];
+    for name in names {
+        let quoted = name.replace('"', "\"\"");
+        server.psql(&format!("create role \"{quoted}\" login"));
+        server.psql(&format!("create database \"{quoted}\""));
+    }
+    let json = |database: &str, flags: &[&str]| {
+        let output = Pglock::on(&server)
+            .env(
+                "PGLOCK_DATABASE",
+                format!("dbname='{}'", database.replace('\\', "\\\\")),
+            )
+            .flags(["--status", "--json"])
+            .flags(flags)
+            .run();
+        let text = output.assert_status(0).stdout();
+        let literal = text.replace('\'', "''");
+        move |server: &Server, path: &str| {
+            server.psql(&format!("select '{literal}'::jsonb #>> '{{{path}}}'"))
+        }
+    };
+    for name in names {
+        let database = format!("dbname='{0}' user='{0}'", name.replace('\\', "\\\\"));
+        let holder = Pglock::on(&server)
+            .env_remove("PGLOCK_USER")
+            .env("PGLOCK_DATABASE", database)
+            .flags(["--lockname", name, "--label", "it's \"the\" label"])
+            .hold();
+        let read = json(name, &["--lockname", name]);
+        for (member, value) in [
+            ("state", "holder"),
+            ("mode", "exclusive"),
+            ("name", name),
+            ("user", name),
+            ("database", name),
+            ("pid", &holder.pid().to_string()),
+            ("program", "it's \"the\" label"),
+            ("slots", "1"),
+            ("held_until", ""),
+        ] {
+            assert_eq!(read(&server, &format!("0,{member}")), value, "{member}");
+        }
+        let since = read(&server, "0,since");
+        let age = format!("select now() - '{since}' between interval '-1 s' and interval '1 min'");
+        assert_eq!(server.psql(&age), "t", "{since}");
+        holder.finish().assert_status(0);
+    }
+    let holders = [(); 2].map(|()| {
+        Pglock::on(&server)
+            .flags(["--lockid=7", "--slots=3"])
+            .hold()
+    });
+    for flags in [&["--lockid", "7", "--slots", "3"][..], &[]] {
+        let read = json("postgres", flags);
+        assert_eq!(read(&server, "0,slots"), "3");
+        assert_eq!(read(&server, "1,lock"), "7,2");
+        assert_eq!(read(&server, "2"), "");
+    }
+    for holder in holders {
+        holder.finish().assert_status(0);
+    }
+    let free = Pglock::on(&server).flags(["--status", "--json"]).run();
+    free.assert_status(0).assert_stdout("[]\n");
+}
+
+#[test]
+fn a_lock_shows_by_its_name() {
+    let server = Server::new();
+    let held = || Pglock::on(&server).flags(["--lockname", "nightly"]);
+    let holder = held().flags(["--label", "ticket 42"]).hold();
+    let own = Pglock::on(&server).flags(["--lockname", "it's é"]).hold();
+    for flags in [&["--lockname", "nightly"][..], &[]] {
+        let output = Pglock::on(&server).flag("--status").flags(flags).run();
+        let (_, rows) = read(&output);
+        let shown: Vec<&str> = rows.iter().map(|row| row.get("LOCK")).collect();
+        assert!(shown.contains(&"nightly"), "{shown:?}");
+        let row = rows.iter().find(|row| row.get("LOCK") == "nightly");
+        assert_eq!(row.map(|row| row.get("COMMAND")), Some("ticket 42"));
+        assert_eq!(shown.len(), 2 - flags.len() / 2);
+    }
+    let names = server.psql(
+        "select application_name from pg_stat_activity where application_name like 'pglock%'",
+    );
+    assert!(names.contains(" ticket 42 =nightly"), "{names}");
+    own.finish().assert_status(0);
+    // A question whether it is held.
+    let question = held().flags(["--status", "--conflict-exit-code", "9"]);
+    question.run().assert_status(9);
+    question.clone().flag("--json").run().assert_status(9);
+    let all = Pglock::on(&server).flags(["--status", "--conflict-exit-code", "9"]);
+    all.run().assert_status(0);
+    holder.finish().assert_status(0);
+    question.run().assert_status(0);
+}
+
+#[test]
+fn the_document_says_until_when_a_lock_is_held() {
+    let server = Server::new();
+    let holder = Pglock::on(&server)
+        .flags(["--lockid=7", "--hold=100"])
+        .hold();
+    let document = eventually("it says until when", PATIENCE, || {
+        let json = Pglock::on(&server).flags(["--status", "--json"]).run();
+        let text = json.assert_status(0).stdout();
+        (!text.contains("\"held_until\": null")).then_some(text)
+    });
+    let times = format!(
+        "select (row->>'held_until')::timestamptz - (row->>'since')::timestamptz
+         from jsonb_array_elements('{document}') row"
+    );
+    assert_eq!(server.psql(&times), "00:01:40");
+    holder.signal(Signal::SIGTERM);
+    holder.wait();
 }
