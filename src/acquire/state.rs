@@ -1504,7 +1504,14 @@ impl State {
             );
         };
         if left.is_zero() {
-            return self.attempt(RestartCheck::None, at);
+            return match self.scope {
+                // It stays so, for with the server this session would be gone.
+                LockScope::Session => self.attempt(RestartCheck::None, at),
+                // It did so meanwhile, and may have lost its sessions before the next attempt gets through.
+                LockScope::Transaction => {
+                    self.pause(Pause::Attempt, at.now + at.jittered(POOLED_PAUSE))
+                }
+            };
         }
         let ttl = self.plan.ttl.unwrap_or(left);
         let left = left.min(self.longest_hold_off(ttl));

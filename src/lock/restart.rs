@@ -88,7 +88,7 @@ impl LockRequest {
             "select '{}' - extract(epoch from pg_catalog.clock_timestamp() - greatest(lost, promoted)), {}, {}, \
              coalesce(promoted > lost, false) from (select {} as lost, {promoted} as promoted) past",
             hold_off(ttl).as_secs(),
-            is_first_start(dialect, tells_promotion),
+            is_first_start(dialect, tells_promotion).unwrap_or_else(|| "false".to_owned()),
             self.is_held_sql(dialect)?,
             lost_at_the_latest(dialect),
         ));
@@ -141,30 +141,35 @@ pub fn is_recent(
             }
             recent
         }
-        // The next question may come to another server than this one.
+        // The next question may come to another server than this one, or to this one after a crash: what is known now is known
+        // for this attempt alone.
         LockScope::Transaction => {
             let lost = lost_at_the_latest(dialect);
-            is_late(
+            let late = is_late(
                 &match tells_promotion {
                     true => format!("greatest({lost}, {})", promoted_at_the_latest()),
                     false => lost,
                 },
                 whole,
-            )
+            );
+            match is_first_start(dialect, tells_promotion) {
+                Some(first) => format!("{late} and not ({first})"),
+                None => late,
+            }
         }
     })
 }
 
 /// The condition that this is the first start of a new cluster: then nobody can have held a lock before it. At a first
 /// start the statistics are those of initdb, before the start, and know of no checkpoint; a clean stop counts one, and after
-/// any other the statistics begin anew, after the start. Before version 15 they do not tell. A standby does not count its
+/// any other the statistics begin anew, after the start. `None` where that is not told: before version 15. A standby does not count its
 /// checkpoints from version 17 on: it is no new cluster, and whether a server was one has to be known.
-fn is_first_start(dialect: &dyn Dialect, tells_promotion: bool) -> String {
+fn is_first_start(dialect: &dyn Dialect, tells_promotion: bool) -> Option<String> {
     if !tells_promotion {
-        return "false".to_owned();
+        return None;
     }
     let counters = match dialect.server_version() {
-        ..150_000 => return "false".to_owned(),
+        ..150_000 => return None,
         150_000..170_000 => [
             "bgwriter_stat_reset_time",
             "bgwriter_timed_checkpoints",
@@ -177,7 +182,9 @@ fn is_first_start(dialect: &dyn Dialect, tells_promotion: bool) -> String {
         ],
     };
     let [reset, timed, requested] = counters.map(|name| format!("pg_catalog.pg_stat_get_{name}()"));
-    format!("{reset} < {START} and {timed} + {requested} = 0 and {RECOVERED} is null")
+    Some(format!(
+        "{reset} < {START} and {timed} + {requested} = 0 and {RECOVERED} is null"
+    ))
 }
 
 /// When the server was promoted, for one who has to know of every time that it was; null where it never was since it was
