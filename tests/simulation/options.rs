@@ -8,6 +8,7 @@ make simulate ARGS='...':
   --schedules N   how many random schedules (100000)
   --orders N      in place of those: all orders of up to N faults, around each stage of a holder
   --minutes N     stop after so many minutes
+  --threads N     run so many at a time (as many as there are processors)
   --only N        the schedule of this seed alone, as a story
   --refuse NAME   do not excuse two at once for this reason: ended-alone, down-after-alone, thawed, unguarded,
                   continued, stepped, socket-gone; may be given several times
@@ -23,6 +24,7 @@ pub struct Options {
     pub schedules: u64,
     pub orders: usize,
     pub minutes: Option<u64>,
+    pub threads: Option<usize>,
     pub only: Option<u64>,
     pub refused: Vec<Reason>,
     pub exceptions: bool,
@@ -41,6 +43,7 @@ impl Options {
             schedules: 100_000,
             orders: 0,
             minutes: None,
+            threads: None,
             only: None,
             refused: Vec::new(),
             exceptions: false,
@@ -59,6 +62,7 @@ impl Options {
                 "--schedules" => options.schedules = number()?,
                 "--orders" => options.orders = number()? as usize,
                 "--minutes" => options.minutes = Some(number()?),
+                "--threads" => options.threads = Some(number()? as usize),
                 "--only" => options.only = Some(number()?),
                 "--refuse" => {
                     let name = words.next().unwrap_or_default();

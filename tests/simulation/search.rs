@@ -33,7 +33,9 @@ pub fn run(options: &Options) -> Report {
     let until = options
         .minutes
         .map(|minutes| begin + Duration::from_secs(60 * minutes));
-    let threads = thread::available_parallelism().map_or(2, usize::from);
+    let threads = options
+        .threads
+        .unwrap_or_else(|| thread::available_parallelism().map_or(2, usize::from));
     thread::scope(|scope| {
         for _ in 0..threads {
             scope.spawn(|| {
