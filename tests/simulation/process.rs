@@ -386,10 +386,21 @@ impl Client {
 
     /// What ends with the moment in which pglock has heard of the end of its session.
     fn heard_of_loss(&mut self, now: Time) {
+        // One that was just being started dies of a second one.
+        let turn = if self.busy > 0 { BUSY } else { 0 };
         for excuse in &mut self.excuses {
             if excuse.reason == Reason::EndedAlone {
-                // One that was just being started dies of a second one.
-                excuse.until = excuse.until.min(now + 3 * DYING);
+                excuse.until = excuse.until.min(now + 3 * DYING + turn);
+            }
+        }
+    }
+
+    /// pglock is frozen before it has done all that it does then: the guardian will, when the lease is over.
+    fn is_held_up(&mut self, now: Time) {
+        let lease_over = self.lease_over();
+        for excuse in &mut self.excuses {
+            if excuse.reason == Reason::EndedAlone && now < excuse.until {
+                excuse.until = excuse.until.max(lease_over);
             }
         }
     }

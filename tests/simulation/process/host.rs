@@ -108,6 +108,9 @@ impl World {
             _ => {}
         }
         let it = &mut self.clients[client];
+        if begins && kind == Kind::FreezePglock {
+            it.is_held_up(now);
+        }
         // pglock and its guardian are frozen both.
         let guardian_frozen = it
             .guardian
