@@ -59,6 +59,8 @@ pub enum Order {
 pub enum State {
     /// pglock is there.
     Watching,
+    /// The same; the group is killed for its deadline again and again, until this moment at the latest.
+    Firing(Moment),
     /// It is gone; the group is killed again and again, until this moment at the latest.
     Killing(Moment),
     /// It was killed once more after that.
@@ -69,13 +71,36 @@ impl State {
     /// Takes an event in, and tells what to do next.
     pub fn on(&mut self, event: Event, view: View, now: Moment) -> Order {
         match (*self, event) {
-            (Self::Watching, Event::Look) => watch(view, now),
+            (Self::Watching, Event::Look) => {
+                let order = watch(view, now);
+                if order == Order::Fire {
+                    *self = Self::Firing(now + LONG_ENOUGH);
+                }
+                order
+            }
+            // A member may be starting another, and the host may have been frozen since the last time.
+            (Self::Firing(until), Event::Look) => {
+                if until < now || !view.has_group {
+                    *self = Self::Watching;
+                }
+                if view.has_group {
+                    Order::Kill
+                } else {
+                    Order::Watch(None)
+                }
+            }
             // With nothing left to kill there is no deadline.
-            (Self::Watching, Event::GroupGone) => Order::Watch(None),
-            (Self::Watching | Self::Killing(_) | Self::KilledAtLast, Event::Dismissed)
+            (Self::Watching | Self::Firing(_), Event::GroupGone) => {
+                *self = Self::Watching;
+                Order::Watch(None)
+            }
+            (
+                Self::Watching | Self::Firing(_) | Self::Killing(_) | Self::KilledAtLast,
+                Event::Dismissed,
+            )
             | (Self::Killing(_) | Self::KilledAtLast, Event::GroupGone)
             | (Self::KilledAtLast, Event::Look | Event::Orphaned) => Order::End,
-            (Self::Watching, Event::Orphaned) => {
+            (Self::Watching | Self::Firing(_), Event::Orphaned) => {
                 let until = view.deadline.unwrap_or(now + LONGEST_WAIT);
                 *self = Self::Killing(until.max(now + LONG_ENOUGH));
                 if view.has_group {
@@ -84,7 +109,7 @@ impl State {
                     Order::End
                 }
             }
-            // A member may be starting another, and the host may have been frozen since the last time.
+            // The same here.
             (Self::Killing(until), Event::Look | Event::Orphaned) => {
                 if view.has_group {
                     if until < now {
@@ -104,7 +129,7 @@ fn watch(view: View, now: Moment) -> Order {
     match view.deadline {
         Some(deadline) if deadline <= now => match (view.has_group, view.has_fired) {
             (true, false) => Order::Fire,
-            // A member may have been starting another.
+            // By a guardian before this one.
             (true, true) if now <= deadline + LONG_ENOUGH => Order::Kill,
             (true | false, true) => Order::Watch(None),
             // A command that would be started now sees for itself that it is late.
@@ -138,6 +163,7 @@ mod tests {
         let groupless = view(false, Some(100), false);
         let unleased = view(true, None, false);
         let killing = |until| State::Killing(at(until));
+        let firing = |until| State::Firing(at(until));
         for (state, event, view, order, after) in [
             (
                 State::Watching,
@@ -146,12 +172,43 @@ mod tests {
                 Order::Watch(Some(at(105))),
                 State::Watching,
             ),
+            (State::Watching, Event::Look, late, Order::Fire, firing(101)),
+            (firing(101), Event::Look, fired, Order::Kill, firing(101)),
+            // Once more where the host was frozen until then.
             (
-                State::Watching,
+                firing(99),
                 Event::Look,
-                late,
-                Order::Fire,
+                long_fired,
+                Order::Kill,
                 State::Watching,
+            ),
+            (
+                firing(101),
+                Event::Look,
+                groupless,
+                Order::Watch(None),
+                State::Watching,
+            ),
+            (
+                firing(101),
+                Event::GroupGone,
+                fired,
+                Order::Watch(None),
+                State::Watching,
+            ),
+            (
+                firing(101),
+                Event::Dismissed,
+                fired,
+                Order::End,
+                firing(101),
+            ),
+            (
+                firing(101),
+                Event::Orphaned,
+                fired,
+                Order::Kill,
+                killing(101),
             ),
             (
                 State::Watching,

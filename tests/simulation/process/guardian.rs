@@ -67,12 +67,15 @@ impl World {
             return;
         }
         let mut event = match it.guardians[guardian].state {
-            rule::State::Watching if it.is_dead || matches!(it.life, Life::Exited) => {
+            rule::State::Watching | rule::State::Firing(_)
+                if it.is_dead || matches!(it.life, Life::Exited) =>
+            {
                 rule::Event::Orphaned
             }
-            rule::State::Watching | rule::State::Killing(_) | rule::State::KilledAtLast => {
-                rule::Event::Look
-            }
+            rule::State::Watching
+            | rule::State::Firing(_)
+            | rule::State::Killing(_)
+            | rule::State::KilledAtLast => rule::Event::Look,
         };
         it.guardians[guardian].told = false;
         loop {
