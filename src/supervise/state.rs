@@ -1264,7 +1264,9 @@ impl State {
     fn retake_answered(&mut self, retake: Retake, sent: Moment, now: Moment) {
         match retake {
             Retake::Standby => self.let_in_at = None,
-            Retake::Held(_) | Retake::Busy(_) | Retake::NotReady => self.note_let_in(),
+            // It speaks of this very session, which its end would end.
+            Retake::Held(_) => {}
+            Retake::Busy(_) | Retake::NotReady => self.note_let_in(),
         }
         match (self.stage, retake) {
             // It holds the lock until the group is gone; on another server it keeps nobody off.
@@ -1349,13 +1351,16 @@ impl State {
                     // It keeps off nobody who finds the server that held it.
                     return self.kill(Why::Elsewhere(time), now);
                 }
+                // While pglock was stopped nobody looked whether it was over, and newcomers hold off no longer.
+                let was_over = self.lease_is_over(now);
                 self.renew(sent);
+                self.let_in_at = None;
                 if past.history.is_some() {
                     self.history = past.history;
                     self.learn_at = None;
                 }
                 self.go_home();
-                if self.lease_is_over(now) {
+                if was_over || self.lease_is_over(now) {
                     return self.kill(Why::RetakenLate, now);
                 }
                 match end {

@@ -790,6 +790,24 @@ fn a_lease_that_may_be_out_of_force_is_not_kept_by_the_guardian() {
 }
 
 #[test]
+fn a_lock_that_is_retaken_long_after_its_lease_may_have_been_somebody_else_s() {
+    let mut state = lost_so(policy(15.0, 5.0), Loss::All, 103.0);
+    state.on(Event::Connected, at(103.1));
+    // pglock is stopped before the answer comes, and the server restarts meanwhile.
+    state.on(Event::CommandStopped(Signal::TSTP, false), at(103.2));
+    state.on(Event::Tick, at(104.2));
+    assert_eq!(state.stage, Stage::Suspended);
+    state.on(Event::Woken(true), at(140.0));
+    state.on(retake(Retake::Held(past(30.0))), at(140.1));
+    assert_eq!(state.asked(), Some(Question::Past));
+    let effects = state.on(Event::Answered(Answer::Past(past(30.1))), at(140.2));
+    assert!(
+        effects.contains(&Effect::Say(Line::Killing(Why::RetakenLate))),
+        "{effects:?}"
+    );
+}
+
+#[test]
 fn a_stopped_command_that_is_told_to_end_meanwhile_is_continued_when_it_may_run() {
     let mut alone = policy(15.0, 5.0);
     alone.has_terminal = false;
@@ -930,6 +948,23 @@ fn a_lock_is_taken_again_where_a_server_was_promoted_since() {
         history: Some(NEXT),
     };
     assert_eq!(meets(Loss::One, restarted).0.stage, Stage::Running);
+}
+
+#[test]
+fn a_promoted_server_whose_answer_was_long_under_way_has_served_nobody_before() {
+    let mut state = of_three();
+    state.on(lost(Loss::One), at(101.1));
+    state.on(Event::Connected, at(101.2));
+    // Promoted at 101.1, but by what it tells at 102 at the latest: after it let pglock in.
+    state.on(retake(Retake::Held(promoted(0.9, Some(NEXT)))), at(103.0));
+    assert_eq!(state.asked(), Some(Question::Past));
+    let found = promoted(1.05, Some(NEXT));
+    let effects = state.on(Event::Answered(Answer::Past(found)), at(103.1));
+    assert!(
+        effects.contains(&Effect::Say(Line::Promoted(time(2.1)))),
+        "{effects:?}"
+    );
+    assert_eq!(state.stage, Stage::Running);
 }
 
 #[test]
