@@ -14,6 +14,9 @@ const UNMET: &str = include_str!("unmet.txt");
 
 type Pair = (String, String);
 
+/// How many of those that were met least are named.
+const RAREST: usize = 5;
+
 /// What was met of both machines.
 #[derive(Clone, Debug, Default)]
 pub struct Coverage {
@@ -129,6 +132,11 @@ impl fmt::Display for Coverage {
             all.intersection(argued).count(),
             unmet.len()
         )?;
+        let mut counts: Vec<_> = self.supervise.iter().chain(&self.acquire).collect();
+        counts.sort_by_key(|(_, count)| **count);
+        for ((stage, event), count) in counts.iter().take(RAREST) {
+            writeln!(f, "  met {count} times: {stage}: {event}")?;
+        }
         for (stage, event) in &unmet {
             writeln!(f, "  not met: {stage}: {event}")?;
         }

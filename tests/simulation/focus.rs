@@ -64,6 +64,22 @@ const TAKEN_AND_PROMOTED: [Blow; 3] = [
     lasting(Kind::Refuse, SECOND / 2, 2 * SECOND),
     later(Kind::Promote, SECOND / 5, 2 * SECOND),
 ];
+/// Somebody else has it before all seems to have been reset.
+const TAKEN_AND_RESET: [Blow; 3] = [
+    now(Kind::Terminate),
+    lasting(Kind::Refuse, SECOND / 2, 2 * SECOND),
+    later(Kind::ResetAll, 1, 2 * SECOND),
+];
+/// It comes up when the lease is nearly over.
+const STARTS_AND_HELD_BACK: [Blow; 2] = [
+    lasting(Kind::StopImmediate, SECOND, 3 * SECOND / 2),
+    later(Kind::HoldBack, SECOND, 2 * SECOND),
+];
+/// It is a standby when it is back.
+const AS_STANDBY: [Blow; 2] = [
+    lasting(Kind::StopImmediate, 0, SECOND / 2),
+    blow(Kind::Standby, (1, SECOND / 4), Some((SECOND, 6 * SECOND))),
+];
 /// The same in a smart shutdown, in which something on the way makes the server seem down.
 const SEEMS_DOWN: [Blow; 3] = [SMART, ALONE, BLIP];
 const SEEMS_DOWN_AND_PROMOTED: [Blow; 4] = [
@@ -87,7 +103,7 @@ const BLIP: Blow = blow(
 );
 
 /// What befalls a holder who has just asked something.
-const BEFALLS: [&[Blow]; 12] = [
+const BEFALLS: [&[Blow]; 13] = [
     HELD_BACK,
     &[now(Kind::HoldBack), now(Kind::Terminated)],
     &[now(Kind::Fail)],
@@ -100,9 +116,10 @@ const BEFALLS: [&[Blow]; 12] = [
     SUSPENDED[3],
     SUSPENDED[4],
     SUSPENDED[5],
+    SUSPENDED[6],
 ];
 const HELD_BACK: &[Blow] = &[now(Kind::HoldBack)];
-const SUSPENDED: [&[Blow]; 6] = [
+const SUSPENDED: [&[Blow]; 7] = [
     &[now(Kind::SuspendCommand)],
     &[now(Kind::SuspendCommand), lasting(Kind::CutFrom, 1, SECOND)],
     // Beyond the time in which pglock wants to stop.
@@ -112,8 +129,12 @@ const SUSPENDED: [&[Blow]; 6] = [
     ],
     &[
         now(Kind::SuspendCommand),
-        lasting(Kind::CutFrom, SECOND, 3 * SECOND),
+        lasting(Kind::CutFrom, 1, 2 * SECOND),
         now(Kind::Fail),
+    ],
+    &[
+        now(Kind::SuspendCommand),
+        lasting(Kind::CutTo, SECOND / 2, SECOND),
     ],
     // The answer is there when pglock comes to stop.
     &[
@@ -146,19 +167,68 @@ struct Way {
 }
 
 /// Those by which rare places are reached.
-const WAYS: [Way; 12] = [
+const WAYS: [Way; 18] = [
+    Way {
+        ends: &[&STARTS_AND_HELD_BACK],
+        late: &[],
+        asked: &[Question::Retake],
+        befalls: &[&[]],
+        carries_on: Some(false),
+    },
+    Way {
+        ends: &[&SEEMS_DOWN_AND_PROMOTED],
+        late: &[],
+        asked: &[Question::Retake],
+        befalls: &[HELD_BACK],
+        carries_on: Some(false),
+    },
+    Way {
+        ends: &[&AS_STANDBY],
+        late: &[],
+        asked: &[Question::Retake],
+        befalls: &[HELD_BACK],
+        carries_on: Some(false),
+    },
+    Way {
+        ends: &[&AS_STANDBY, ENDS[3]],
+        late: &[],
+        asked: &[Question::Retake],
+        befalls: &SUSPENDED,
+        carries_on: Some(true),
+    },
+    Way {
+        ends: &[&SEEMS_DOWN],
+        late: &[],
+        asked: &[Question::Holder],
+        befalls: &[HELD_BACK],
+        carries_on: Some(false),
+    },
+    Way {
+        ends: &[&SEEMS_DOWN_AND_HELD_BACK, &SEEMS_DOWN_AND_PROMOTED],
+        late: &[],
+        asked: &[Question::Retake],
+        befalls: &[HELD_BACK],
+        carries_on: Some(false),
+    },
+    Way {
+        ends: &[&TAKEN_AND_RESET],
+        late: &[],
+        asked: &[Question::Retake],
+        befalls: &[&[]],
+        carries_on: Some(false),
+    },
     Way {
         ends: &[&ALL_AND_PROMOTED],
         late: &[Question::Retake],
         asked: &[Question::Past],
-        befalls: &[HELD_BACK],
+        befalls: &[HELD_BACK, HELD_BACK, &[]],
         carries_on: Some(false),
     },
     Way {
         ends: &[ENDS[0], ENDS[1], ENDS[2]],
         late: &[Question::Retake],
         asked: &[Question::Past],
-        befalls: &[HELD_BACK],
+        befalls: &[HELD_BACK, HELD_BACK, &[]],
         carries_on: Some(false),
     },
     Way {
@@ -207,20 +277,12 @@ const WAYS: [Way; 12] = [
         befalls: &[HELD_BACK],
         carries_on: Some(false),
     },
-    // Somebody else turns out to hold it while the command is ending.
-    Way {
-        ends: &[&SEEMS_DOWN, &SEEMS_DOWN_AND_HELD_BACK],
-        late: &[],
-        asked: &[Question::Holder],
-        befalls: &[HELD_BACK],
-        carries_on: Some(false),
-    },
     // It is taken again by a command that is about to be stopped.
     Way {
         ends: &[&NO_CRASH],
         late: &[],
         asked: &[Question::Retake],
-        befalls: &[SUSPENDED[4], SUSPENDED[5]],
+        befalls: &[SUSPENDED[5], SUSPENDED[6]],
         carries_on: Some(false),
     },
     Way {
@@ -240,7 +302,7 @@ const WAYS: [Way; 12] = [
 ];
 
 /// The same of one who is on the way to the lock.
-const BEFALLS_ON_THE_WAY: [&[Blow]; 7] = [
+const BEFALLS_ON_THE_WAY: [&[Blow]; 8] = [
     &[now(Kind::KillGuardian), UNGUARDED],
     &[
         now(Kind::KillGuardian),
@@ -252,6 +314,11 @@ const BEFALLS_ON_THE_WAY: [&[Blow]; 7] = [
     &[now(Kind::Fail)],
     &[now(Kind::Terminated)],
     &[now(Kind::CancelQuery)],
+    // Granted, but for the answer.
+    &[
+        lasting(Kind::CutFrom, SECOND / 10, SECOND),
+        later(Kind::Terminated, 70 * MILLISECOND, 100 * MILLISECOND),
+    ],
 ];
 const UNGUARDED: Blow = lasting(Kind::NoProcesses, 10 * SECOND, 14 * SECOND);
 
@@ -276,7 +343,7 @@ const ANY_WAY: Way = Way {
 impl Schedule {
     /// Adds what leads there.
     pub fn focus(&mut self, random: &mut Random) {
-        match random.below(4) {
+        match random.below(3) {
             0 => self.focus_on_the_way(random),
             _ => self.focus_on_a_holder(random),
         }
@@ -284,17 +351,36 @@ impl Schedule {
 
     fn focus_on_the_way(&mut self, random: &mut Random) {
         let pooled = random.chance(50);
+        self.ttl = random.of(&[3, 4, 6]);
+        self.grace = 0;
         for client in &mut self.clients {
             client.verbose = random.chance(50);
             client.pooled = pooled;
+            client.fence |= random.chance(20);
             client.hold = 0;
+            if random.chance(30) {
+                client.wait = random.of(&[Wait::No, Wait::Seconds(1), Wait::Seconds(3)]);
+            }
         }
-        // The next question is asked late then, or another one.
-        for _ in 0..1 + random.below(2) {
-            let cue = Cue::Orders(random.of(&Ordered::ALL));
-            let blows = BEFALLS_ON_THE_WAY[random.below(BEFALLS_ON_THE_WAY.len())];
-            self.strike(cue, 0, blows, random);
-        }
+        let any = |random: &mut Random| BEFALLS_ON_THE_WAY[random.below(BEFALLS_ON_THE_WAY.len())];
+        let (cue, blows) = match random.below(8) {
+            // The answer is so long under way that a sign of the server is wanted.
+            0 | 1 => {
+                let late = &[lasting(Kind::CutFrom, SECOND, 3 * SECOND)];
+                self.strike(Cue::Orders(Ordered::Try), late, random);
+                (Ordered::Renew, any(random))
+            }
+            2 => {
+                let asked = random.of(&[Ordered::Holders, Ordered::Rollback]);
+                (asked, any(random))
+            }
+            3 | 4 => (Ordered::Try, any(random)),
+            5 => (Ordered::ConnectBeside, any(random)),
+            _ => (random.of(&Ordered::ALL), any(random)),
+        };
+        // It may be about the next one who comes there.
+        let passes = random.of(&[0, 0, 1, 1, 2, 3]);
+        self.strike_later(Cue::Orders(cue), (passes, 0), blows, random);
     }
 
     fn focus_on_a_holder(&mut self, random: &mut Random) {
@@ -303,14 +389,14 @@ impl Schedule {
             false => &ANY_WAY,
         };
         let carries_on = way.carries_on.unwrap_or_else(|| random.chance(40));
-        (self.ttl, self.grace) = random.of(&[(3, 0), (4, 0), (6, 2), (9, 3)]);
+        (self.ttl, self.grace) = random.of(&[(3, 0), (4, 0), (6, 2), (6, 2), (9, 3), (9, 3)]);
         // Mostly the command is there, else the lock is kept after it.
-        let keeps = Random::new(self.seed ^ 0x401e).chance(20);
-        // Others are there who take what they get.
+        let keeps = random.chance(20);
+        // The first one is there for long; others take what they get.
         let is_crowded = random.chance(50);
-        if is_crowded {
-            self.slots = 1;
-        }
+        self.slots = 1;
+        self.clients[0].begin = 0;
+        self.clients[0].command.work = 10 * SECOND;
         for client in &mut self.clients {
             client.terminal = (true, true);
             client.kill_on_loss = !carries_on;
@@ -324,35 +410,46 @@ impl Schedule {
                 client.command.work = SECOND / 3;
                 client.hold = 10 * SECOND;
             }
-            if random.chance(50) {
-                client.command.hangs = random.next() % (self.ttl * SECOND);
+            // What is held back comes before it is dead.
+            if random.chance(75) {
+                client.command.hangs = SECOND + random.next() % (self.ttl * SECOND);
+                client.command.ends_in = None;
             }
         }
         // Right after a sign of the server.
-        let after = random.next() % (SECOND / 2);
         let ends = way.ends[random.below(way.ends.len())];
-        self.strike(Cue::Asks(Question::Beat), after, ends, random);
+        let then = (random.of(&[0, 0, 1]), random.next() % (SECOND / 2));
+        self.strike_later(Cue::Asks(Question::Beat), then, ends, random);
         if random.chance(15) {
             const BARS: [Kind; 4] = [Kind::Deny, Kind::Garble, Kind::NoProcesses, Kind::Cut];
             let bar = lasting(random.of(&BARS), SECOND, 10 * SECOND);
             let held_back = later(Kind::HoldBack, SECOND / 4, 2 * SECOND);
-            self.strike(Cue::Asks(Question::Beat), after, &[bar, held_back], random);
+            self.strike_later(Cue::Asks(Question::Beat), then, &[bar, held_back], random);
         }
         for question in [Question::Retake, Question::Past, Question::Holder] {
             if way.late.contains(&question) || random.chance(25) {
                 let late = &[lasting(Kind::CutTo, SECOND / 2, 3 * SECOND)];
-                self.strike(Cue::Asks(question), 0, late, random);
+                self.strike(Cue::Asks(question), late, random);
             }
         }
         let blows = way.befalls[random.below(way.befalls.len())];
-        self.strike(Cue::Asks(random.of(way.asked)), 0, blows, random);
+        self.strike(Cue::Asks(random.of(way.asked)), blows, random);
     }
 
-    /// Has all of this wait for the same cue, and so long more.
-    fn strike(&mut self, cue: Cue, after: Time, blows: &[Blow], random: &mut Random) {
+    /// Has all of this wait for the same cue.
+    fn strike(&mut self, cue: Cue, blows: &[Blow], random: &mut Random) {
+        self.strike_later(cue, (0, 0), blows, random);
+    }
+
+    /// The same, but let that pass so often first, and wait so long then.
+    fn strike_later(
+        &mut self,
+        cue: Cue,
+        (passes, after): (u32, Time),
+        blows: &[Blow],
+        random: &mut Random,
+    ) {
         let between = |(from, to): Range, random: &mut Random| from + random.next() % (to - from);
-        // It may be about the second one who comes there.
-        let passes = random.below(4) as u32 / 3;
         for blow in blows {
             let mut fault = self.fault(blow.kind, 0, random);
             if let Some(lasts) = blow.lasts {

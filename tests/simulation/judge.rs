@@ -1,5 +1,5 @@
 //! What must never be, looked at after each event: more than so many commands that run and believe in the lock, a command
-//! without a grant, a free lock that nobody takes though somebody waits for it, anything that is left at the end.
+//! without a grant, one that goes on since nobody is said to have had its lock meanwhile though somebody has, a free lock that nobody takes though somebody waits for it, anything that is left at the end.
 //!
 //! The README names the moments in which two may run. Each is an [`Excuse`] here, which is opened by what brings it about and
 //! closed as soon as the README's bound is over; two that run at once without one are a fault.
@@ -181,12 +181,26 @@ impl Judge {
         }
     }
 
+    /// Somebody says that nobody has had the lock since the session was gone that held it, and this one has.
+    pub fn trusts(&mut self, place: usize, other: usize) {
+        if !self.excuses_everybody() {
+            self.wrong = Some(format!(
+                "{place} takes it that nobody has had the lock meanwhile, and {other} has"
+            ));
+        }
+    }
+
+    fn excuses_everybody(&self) -> bool {
+        let reasons = self.everybody.iter().map(|excuse| excuse.reason);
+        reasons
+            .into_iter()
+            .any(|reason| !self.refused.contains(&reason))
+    }
+
     /// The server goes down: who had lost a session before, and has not reached it again, may meet a holder of meanwhile.
     pub fn server_goes_down(&mut self, clients: &mut [Client], now: Time) {
-        let leases = clients.iter().map(Client::lease_over);
-        let until = leases.max().unwrap_or(now);
         for client in clients {
-            client.server_goes_down(now, until);
+            client.server_goes_down(now);
         }
     }
 

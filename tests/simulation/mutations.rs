@@ -68,8 +68,8 @@ const MUTATIONS: &[Mutation] = &[
     Mutation {
         name: "the guardian does not kill when pglock is gone",
         file: "src/guardian/rule.rs",
-        was: "if view.has_group {\n                    Order::Kill\n                } else {\n                    Order::End\n                }\n            }\n            // At least once.",
-        is: "Order::End\n            }\n            // At least once.",
+        was: "if view.has_group {\n                    Order::Kill\n                } else {\n                    Order::End\n                }\n            }\n            // The same here.",
+        is: "Order::End\n            }\n            // The same here.",
         options: "",
     },
     Mutation {
@@ -94,10 +94,10 @@ const MUTATIONS: &[Mutation] = &[
         options: "",
     },
     Mutation {
-        name: "a command that was frozen starts again before the lock is known to be held",
+        name: "a command that was frozen runs again where the server cannot be reached",
         file: "src/supervise/state.rs",
-        was: "Barrier::Starting | Barrier::Down => self.was_told || goes_down,",
-        is: "Barrier::Starting | Barrier::Down | Barrier::Denied => true,",
+        was: "Barrier::Unreachable => goes_down,",
+        is: "Barrier::Unreachable => true,",
         options: "",
     },
     Mutation {

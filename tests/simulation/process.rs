@@ -216,6 +216,8 @@ pub struct Client {
     /// Whether the session that held the lock was ended alone, and the lock was not asked for since.
     ended_alone: bool,
     heard: Moment,
+    /// Who has run a command under its lock since it was last known to hold it, and since when.
+    overtaken: Option<(usize, Time)>,
 }
 
 impl Client {
@@ -265,6 +267,7 @@ impl Client {
             excuses: Vec::new(),
             ended_alone: false,
             heard: Moment::FIRST,
+            overtaken: None,
         }
     }
 
@@ -345,10 +348,15 @@ impl Client {
         self.pooled && self.fence && matches!(self.life, Life::Acquiring(_))
     }
 
-    /// Whether there is a command, or the rest of one, that holds others up.
+    /// Whether there is a command, or the rest of one, that holds others up, or a pglock that its user has stopped with it.
     pub fn has_command(&self) -> bool {
+        let is_suspended = match &self.life {
+            Life::Supervising(run) => run.suspended,
+            Life::Unborn | Life::Acquiring(_) | Life::Releasing(_) | Life::Exited => false,
+        };
         let group = self.group.as_ref();
-        group.is_some_and(|group| group.main || (group.others > 0 && group.is_to_end))
+        is_suspended
+            || group.is_some_and(|group| group.main || (group.others > 0 && group.is_to_end))
     }
 
     /// Whether it keeps the lock of a command that has ended.
@@ -372,16 +380,32 @@ impl Client {
     }
 
     /// When the lease is over that it has, and the command is dead.
-    pub fn lease_over(&self) -> Time {
+    fn lease_over(&self) -> Time {
         let ttl = self.terms().map_or(Duration::ZERO, Terms::ttl);
         self.clock.time(self.heard + ttl) + SLACK
     }
 
-    /// Whoever has got its lock meanwhile runs on by its lease, the longest of which is over then.
-    pub fn server_goes_down(&mut self, now: Time, until: Time) {
+    /// Whoever has got its lock meanwhile runs on by its lease; the last answer may be under way.
+    pub fn server_goes_down(&mut self, now: Time) {
         if self.ended_alone {
+            let until = now + self.ttl * SECOND + SLACK;
             self.excuse(Reason::DownAfterAlone, now, until);
         }
+    }
+
+    /// Somebody else's command begins under the lock that it holds, or held.
+    fn is_overtaken(&mut self, by: usize, now: Time) {
+        if let Life::Supervising(_) = self.life {
+            self.overtaken.get_or_insert((by, now));
+        }
+    }
+
+    /// It says that nobody has had its lock since. Returns who has, unless that is excused.
+    fn trusts(&mut self) -> Option<usize> {
+        let (by, then) = self.overtaken?;
+        let is_excused =
+            |excuse: &Excuse| excuse.reason != Reason::EndedAlone && then < excuse.until;
+        (!self.excuses.iter().any(is_excused)).then_some(by)
     }
 
     /// What ends with the moment in which pglock has heard of the end of its session.
@@ -544,8 +568,7 @@ impl World {
         it.ended_alone |= it.was_granted;
         // It goes down already, but lets those who are there have the lock.
         if self.server.phase == Phase::Smart {
-            let until = it.lease_over();
-            it.server_goes_down(self.now, until);
+            it.server_goes_down(self.now);
         }
     }
 

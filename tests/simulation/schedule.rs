@@ -386,7 +386,11 @@ impl Schedule {
     pub fn random(seed: u64, extra: &[Kind]) -> Self {
         let mut random = Random::new(seed);
         let mut schedule = Self::quiet(seed, &mut random);
-        let count = [1, 2, 2, 3, 3, 4, 5, 6][random.below(8)];
+        let is_focused = random.chance(40);
+        let count = match is_focused {
+            true => [0, 0, 0, 0, 1, 1, 2, 3][random.below(8)],
+            false => [1, 2, 2, 3, 3, 4, 5, 6][random.below(8)],
+        };
         let mut at = 300 * MILLISECOND + random.next() % (4 * SECOND);
         for _ in 0..count {
             let kind = match extra.len() {
@@ -399,10 +403,14 @@ impl Schedule {
             schedule.faults.push(fault);
             at += schedule.pause(&mut random);
         }
-        if random.chance(30) {
+        if is_focused {
             schedule.focus(&mut random);
         }
-        for place in 0..[0, 1, 2, 2][random.below(4)] {
+        let count = match is_focused {
+            true => [0, 0, 0, 1],
+            false => [0, 1, 2, 2],
+        };
+        for place in 0..count[random.below(4)] {
             let mut trap = schedule.trap(&mut random);
             // Two on one cue, mostly.
             if place > 0 && random.chance(60) {

@@ -154,6 +154,8 @@ pub struct World {
     /// How often it is to be started again once it is down, how long that takes, and whether its stop was clean.
     restart_in: Time,
     stops_cleanly: bool,
+    /// Whether the postmaster has lost its turn while it ended the sessions.
+    has_lost_turn: bool,
     server_frozen: u32,
     held_for_server: VecDeque<(usize, ToServer)>,
     epoch: usize,
@@ -202,6 +204,7 @@ impl World {
             server_serial: 0,
             restart_in: SECOND,
             stops_cleanly: true,
+            has_lost_turn: false,
             server_frozen: 0,
             held_for_server: VecDeque::new(),
             epoch: 0,
@@ -773,6 +776,7 @@ impl World {
         self.server_serial += 1;
         self.restart_in = restart_in.min(60 * SECOND);
         self.stops_cleanly = is_clean;
+        self.has_lost_turn = false;
         self.server.phase = phase;
         self.judge.server_goes_down(&mut self.clients, self.now);
         self.next_server_step(300);
@@ -809,8 +813,10 @@ impl World {
                     self.server.tell_to_end(pid);
                     let dies_in = 30 + self.random.next() % (2 * MILLISECOND);
                     self.after(dies_in, Event::BackendEnds(pid));
-                    // It may itself lose its turn meanwhile.
-                    let most = self.random.of(&[5, 5, 5, 30 * MILLISECOND]);
+                    // It may itself lose its turn once meanwhile: how long that may take a granted lock waits before it counts.
+                    let loses_turn = !self.has_lost_turn && self.random.chance(25);
+                    self.has_lost_turn |= loses_turn;
+                    let most = if loses_turn { 50 * MILLISECOND } else { 5 };
                     self.next_server_step(most);
                 } else {
                     self.next_server_step(2 * MILLISECOND);
@@ -822,7 +828,11 @@ impl World {
                 for (connection, message) in mem::take(&mut self.held_for_server) {
                     self.serve_message(connection, message);
                 }
-                self.next_server_step(200 * MILLISECOND);
+                // There may be much to recover.
+                let most = self
+                    .random
+                    .of(&[200 * MILLISECOND, 200 * MILLISECOND, 2 * SECOND]);
+                self.next_server_step(most);
             }
             Phase::Starting(after_backend) => {
                 self.tell(|| "the server serves".to_owned());

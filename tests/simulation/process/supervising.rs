@@ -2,6 +2,23 @@
 
 use super::*;
 
+/// Whether the lock is held again, be it that it is not known yet what has become of it meanwhile.
+fn is_retaken(event: &supervise::Event) -> bool {
+    use supervise::{Answer, Event, Retake};
+    matches!(
+        event,
+        Event::Answered(Answer::Retake(Retake::Held(_)) | Answer::Past(_))
+    )
+}
+
+/// Whether that nobody has had the lock meanwhile is said by this.
+fn says_that_nobody_had_it(effect: &supervise::Effect) -> bool {
+    matches!(
+        effect,
+        supervise::Effect::Say(supervise::Line::Restarted(_) | supervise::Line::Promoted(_))
+    )
+}
+
 impl World {
     /// Whether it has stopped itself.
     fn is_suspended(&mut self, client: usize) -> bool {
@@ -180,7 +197,10 @@ impl World {
                 let event = asked.read(&outcomes, &mut run.lock);
                 let spoken = self.clients[client].spoken;
                 match &event {
-                    supervise::Event::SessionLost(..) => self.drop_wire(client),
+                    supervise::Event::SessionLost(..) => {
+                        self.lose_session(client);
+                        self.drop_wire(client);
+                    }
                     supervise::Event::Answered(supervise::Answer::Retake(
                         supervise::Retake::Held(_),
                     )) => {
@@ -235,7 +255,9 @@ impl World {
             self.coverage.supervise(&run.state, &event, now);
             let is_news = event != supervise::Event::Tick;
             let shown = (self.story.is_some() && is_news).then(|| format!("{event:?}"));
+            let is_retaken = is_retaken(&event);
             let effects = run.state.on(event.clone(), now);
+            let is_decided = run.state.asked() != Some(supervise::Question::Past);
             let (heard, is_lost) = (run.state.heard(), run.state.lock_is_lost());
             let it = &mut self.clients[client];
             it.heard = heard;
@@ -244,6 +266,14 @@ impl World {
             }
             if let Some(shown) = shown {
                 self.tell(|| format!("pglock {client}: {shown} -> {effects:?}"));
+            }
+            if effects.iter().any(says_that_nobody_had_it) {
+                if let Some(other) = self.clients[client].trusts() {
+                    self.judge.trusts(client, other);
+                }
+            }
+            if is_retaken && is_decided {
+                self.clients[client].overtaken = None;
             }
             for effect in effects {
                 match self.supervising(client) {
