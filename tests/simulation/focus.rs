@@ -103,13 +103,15 @@ const BLIP: Blow = blow(
 );
 
 /// What befalls a holder who has just asked something.
-const BEFALLS: [&[Blow]; 13] = [
+const BEFALLS: [&[Blow]; 15] = [
     HELD_BACK,
     &[now(Kind::HoldBack), now(Kind::Terminated)],
     &[now(Kind::Fail)],
     &[now(Kind::Fail), now(Kind::HoldBack)],
     &[now(Kind::Terminated)],
     &[now(Kind::ContinueCommand), now(Kind::StopCommand)],
+    &[now(Kind::ContinueCommand)],
+    &[later(Kind::KillCommand, 1, MILLISECOND)],
     SUSPENDED[0],
     SUSPENDED[1],
     SUSPENDED[2],
@@ -405,7 +407,10 @@ impl Schedule {
                 (client.shared, client.pooled, client.fence) = (false, false, false);
                 client.command.work = 10 * SECOND;
             }
-            client.hold = 0;
+            client.hold = match random.chance(25) {
+                true => 10 * SECOND,
+                false => 0,
+            };
             if keeps {
                 client.command.work = SECOND / 3;
                 client.hold = 10 * SECOND;
