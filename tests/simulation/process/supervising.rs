@@ -208,7 +208,7 @@ impl World {
                         (run.backend, run.is_lifted) = (spoken, false);
                         self.clients[client].ended_alone = false;
                     }
-                    supervise::Event::Answered(supervise::Answer::Check(_)) => {
+                    supervise::Event::Answered(supervise::Answer::Check(true)) => {
                         self.supervising(client).expect("a run").is_lifted = false;
                     }
                     _ => {}
@@ -267,10 +267,10 @@ impl World {
             if let Some(shown) = shown {
                 self.tell(|| format!("pglock {client}: {shown} -> {effects:?}"));
             }
-            if effects.iter().any(says_that_nobody_had_it) {
-                if let Some(other) = self.clients[client].trusts() {
-                    self.judge.trusts(client, other);
-                }
+            if effects.iter().any(says_that_nobody_had_it)
+                && let Some(other) = self.clients[client].trusts()
+            {
+                self.judge.trusts(client, other);
             }
             if is_retaken && is_decided {
                 self.clients[client].overtaken = None;
