@@ -79,7 +79,8 @@ pub fn run(
             if let Some(terminal) = in_foreground {
                 terminal.give_to(own_group);
             }
-            let has_news = socket.is_some_and(sys::is_readable_now);
+            // In this order: what has come may be the answer to what pglock asks meanwhile, who looks after the session then.
+            let has_news = socket.is_some_and(sys::is_readable_now) && !held.shared.has_asked();
             match Obstacle::find(lease, has_news, sys::now()) {
                 Some(obstacle) => Err(obstacle.error()),
                 None => Ok(()),

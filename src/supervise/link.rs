@@ -166,6 +166,7 @@ impl Supervisor<'_> {
             question == Question::Rename && session_name::is_label(session.connection())
         });
         let query = Asked::new(question, lock, session.connection(), backend, name);
+        self.shared.set_asked();
         let sent = session.ask(query.sql());
         *asked = Some(query);
         sent.err().map(|error| self.lost(&error))

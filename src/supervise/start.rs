@@ -12,12 +12,13 @@ use crate::sys;
 pub enum Obstacle {
     /// The lease is over.
     LeaseOver,
-    /// Something has come on the session, on which nothing was asked.
+    /// Something has come on the session, on which nothing was asked yet.
     SessionEnded,
 }
 
 impl Obstacle {
-    /// Looks whether there is one. `has_news` tells whether the server has said something, or has closed the session.
+    /// Looks whether there is one. `has_news` tells whether the server has said something unasked, or has
+    /// closed the session.
     pub fn find(lease: Option<Lease>, has_news: bool, now: Moment) -> Option<Self> {
         if lease.is_some_and(|lease| lease.kill_at() <= now) {
             Some(Self::LeaseOver)

@@ -19,7 +19,7 @@ pub fn heap() -> usize {
     0
 }
 
-/// What pglock and its guardian both see, in memory that they share.
+/// What pglock, its guardian and the command's process before it executes the command all see, in memory that they share.
 #[derive(Clone, Copy)]
 pub struct SharedState(&'static SharedCells);
 
@@ -27,6 +27,7 @@ pub(super) struct SharedCells {
     group: AtomicI32,
     deadline: AtomicU64,
     fired: AtomicBool,
+    asked: AtomicBool,
 }
 
 impl SharedState {
@@ -76,6 +77,16 @@ impl SharedState {
     /// Notes that the guardian kills it for that.
     pub fn set_fired(&self) {
         self.0.fired.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether anything was asked on the session since the command's process was started.
+    pub fn has_asked(&self) -> bool {
+        self.0.asked.load(Ordering::SeqCst)
+    }
+
+    /// Notes that something is asked from now on.
+    pub fn set_asked(&self) {
+        self.0.asked.store(true, Ordering::SeqCst);
     }
 }
 

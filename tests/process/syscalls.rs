@@ -626,3 +626,32 @@ fn a_child_whose_pglock_is_killed_before_it_could_ask_to_die_with_it_runs_nothin
     });
     assert!(!marker.exists(), "the command has run");
 }
+
+#[test]
+fn an_answer_to_what_pglock_asks_does_not_keep_a_slow_command_from_being_started() {
+    if !can_trace() {
+        return;
+    }
+    let server = Server::new();
+    let mut session = server.session();
+    session.hold(1);
+    // The command's process asks to die with pglock before it looks for news of the server. pglock sets its timer before it reads
+    // the answer to what it asks after the first second.
+    let slow = [
+        "-e",
+        "trace=prctl,timerfd_settime",
+        "-e",
+        "inject=prctl:delay_enter=1300ms",
+        "-e",
+        "inject=timerfd_settime:delay_enter=600ms",
+    ];
+    let run = Pglock::on(&server)
+        .flag("--block")
+        .command(["echo", "it runs"])
+        .preceded_by(STRACE_ALL.iter().chain(&slow))
+        .spawn();
+    eventually("it waits", PATIENCE, || server.waiters(1).first().copied());
+    // Who has waited gives its session another name soon.
+    session.release(1);
+    run.wait().assert_status(0).assert_stdout("it runs\n");
+}

@@ -139,6 +139,7 @@ struct Shared {
     has_group: bool,
     deadline: Option<Moment>,
     has_fired: bool,
+    has_asked: bool,
 }
 
 struct Guardian {

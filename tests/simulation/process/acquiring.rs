@@ -380,7 +380,8 @@ impl World {
         let has_news = it
             .inbox
             .iter()
-            .any(|(connection, _)| Some(*connection) == it.connection);
+            .any(|(connection, _)| Some(*connection) == it.connection)
+            && !it.shared.has_asked;
         let obstacle = Obstacle::find(lease, has_news, now);
         let Some(group) = it
             .group

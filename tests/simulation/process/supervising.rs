@@ -317,6 +317,7 @@ impl World {
                 let sql = wording.sql().to_owned();
                 *asked = Some(wording);
                 let program = self.wordings.read(sql.to_bytes());
+                self.clients[client].shared.has_asked = true;
                 self.send_to_server(connection, ToServer::Query(program));
             }
             Effect::Connect(_, patience) => {
