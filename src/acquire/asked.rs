@@ -73,11 +73,15 @@ impl Asked {
                 let query = request.try_query(dialect, scope, check, waits, waited, exact)?;
                 Self::Verdict(query, scope)
             }
+            Question::Look { first } => {
+                Self::Verdict(request.look_query(dialect, first)?, LockScope::Session)
+            }
             Question::Wait {
                 milliseconds,
                 first,
+                place,
             } => {
-                let query = request.wait_query(dialect, milliseconds, first)?;
+                let query = request.wait_query(dialect, milliseconds, first, place)?;
                 Self::Verdict(query, LockScope::Session)
             }
             Question::Rollback => Self::Rollback,
@@ -117,6 +121,7 @@ impl Asked {
                 }
                 Ok(lock::Verdict::Busy) => Answer::Verdict(Verdict::Busy),
                 Ok(lock::Verdict::QueueHead) => Answer::Verdict(Verdict::QueueHead),
+                Ok(lock::Verdict::Place(place)) => Answer::Verdict(Verdict::Place(place)),
                 Ok(lock::Verdict::RecentlyRestarted) => Answer::Verdict(Verdict::RecentlyRestarted),
                 Ok(lock::Verdict::Pooled) => Answer::Verdict(Verdict::Pooled),
                 Ok(lock::Verdict::Standby) => Answer::Verdict(Verdict::Standby),

@@ -22,6 +22,9 @@ use crate::sys::Signal;
 /// How long to wait between two attempts behind a pooler, on the average: a waiter there must not sit on
 /// one of the pool's few connections.
 const POOLED_PAUSE: Duration = Duration::from_millis(500);
+/// How long one who has no place in the server's queue rests before the next look for one. By it the server hears of the session, too: it is
+/// shorter than any lease.
+const REST: Duration = Duration::from_millis(900);
 /// How long after its time an answer may come that is under way.
 const UNDER_WAY: Duration = Duration::from_secs(1);
 /// The first and the longest pause before a server is tried again that is down, starting or full.
@@ -124,12 +127,19 @@ pub enum Question {
         /// Whether it is to be known in which database those are who count slots.
         exact: bool,
     },
+    /// For a place in the server's queue.
+    Look {
+        /// Whether this session has not looked before.
+        first: bool,
+    },
     /// For the lock, in a turn in the server's queue.
     Wait {
         /// How long the turn is.
         milliseconds: u32,
         /// Whether this session is the first in the queue.
         first: bool,
+        /// Its place there.
+        place: u32,
     },
     /// To end the transaction in which the lock was not obtained: the pool's connection goes back to the pool.
     Rollback,
@@ -156,6 +166,7 @@ impl Question {
         match self {
             Self::Wait { milliseconds, .. } => Duration::from_millis(milliseconds.into()),
             Self::Try { .. }
+            | Self::Look { .. }
             | Self::Rollback
             | Self::Age { .. }
             | Self::Holders
@@ -170,7 +181,8 @@ impl Question {
     pub fn is_confirmed(self) -> bool {
         match self {
             Self::Try { .. } | Self::Wait { .. } | Self::Renew => true,
-            Self::Rollback
+            Self::Look { .. }
+            | Self::Rollback
             | Self::Age { .. }
             | Self::Holders
             | Self::Token
@@ -183,6 +195,7 @@ impl Question {
     pub fn is_guarded(self) -> bool {
         match self {
             Self::Try { .. }
+            | Self::Look { .. }
             | Self::Wait { .. }
             | Self::Rollback
             | Self::Age { .. }
@@ -203,6 +216,8 @@ pub enum Verdict {
     Busy,
     /// Others scope it, and this session is the first of those who wait.
     QueueHead,
+    /// Others scope it, and this session has this place in the queue.
+    Place(u32),
     /// The server has just lost its sessions.
     RecentlyRestarted,
     /// A pooler is in between.
@@ -231,7 +246,7 @@ pub struct Age {
 /// An answer of the server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// To [`Question::Try`] or [`Question::Wait`].
+    /// To [`Question::Try`], [`Question::Look`] or [`Question::Wait`].
     Verdict(Verdict),
     /// To [`Question::Age`], if it is one.
     Age(Option<Age>),
@@ -572,6 +587,8 @@ enum Phase {
 enum Pause {
     /// The next turn in the queue, of which this session may be the first.
     Turn(bool),
+    /// The next look for a place in the queue.
+    Rest,
     /// The next attempt behind a pooler.
     Attempt,
     /// The next round through the hosts.
@@ -624,6 +641,9 @@ pub struct State {
     differed: u32,
     /// What the lock can be bound to on the connection that there is.
     scope: LockScope,
+    /// Whether this session has looked for a place in the queue, and the one that it has.
+    has_looked: bool,
+    place: Option<u32>,
     /// How the last attempt on it treated a server that has just lost its sessions.
     tried: RestartCheck,
     /// Since when the server there has said that it has.
@@ -668,6 +688,8 @@ impl State {
             waited: false,
             differed: 0,
             scope: LockScope::Session,
+            has_looked: false,
+            place: None,
             tried: RestartCheck::HoldOff,
             young_since: None,
             asked: start,
@@ -791,9 +813,22 @@ impl State {
 
     fn answered_to(&mut self, question: Question, answer: Answer, at: &mut At) -> Order {
         match (answer, question) {
-            (Answer::Verdict(verdict), Question::Try { .. } | Question::Wait { .. }) => {
-                self.judged(verdict, question.turn(), at)
+            (Answer::Verdict(Verdict::Place(place)), Question::Look { .. }) => {
+                self.place = Some(place);
+                self.queue(false, at)
             }
+            (Answer::Verdict(Verdict::Busy), Question::Look { first }) => self.rest(first, at),
+            (
+                Answer::Verdict(Verdict::Held(_) | Verdict::QueueHead | Verdict::RecentlyRestarted),
+                Question::Look { .. },
+            )
+            | (Answer::Verdict(Verdict::Place(_)), Question::Try { .. } | Question::Wait { .. }) => {
+                self.unexpected()
+            }
+            (
+                Answer::Verdict(verdict),
+                Question::Try { .. } | Question::Look { .. } | Question::Wait { .. },
+            ) => self.judged(verdict, question.turn(), at),
             (Answer::Age(age), Question::Age { .. }) => self.age_known(age, at),
             (Answer::Holders(holders), Question::Holders) => {
                 self.lines.extend(holders.into_iter().map(Line::HeldBy));
@@ -841,6 +876,7 @@ impl State {
             | (
                 Answer::Age(_),
                 Question::Try { .. }
+                | Question::Look { .. }
                 | Question::Wait { .. }
                 | Question::Rollback
                 | Question::Holders
@@ -852,6 +888,7 @@ impl State {
             | (
                 Answer::Holders(_),
                 Question::Try { .. }
+                | Question::Look { .. }
                 | Question::Wait { .. }
                 | Question::Rollback
                 | Question::Age { .. }
@@ -863,6 +900,7 @@ impl State {
             | (
                 Answer::Token(_),
                 Question::Try { .. }
+                | Question::Look { .. }
                 | Question::Wait { .. }
                 | Question::Rollback
                 | Question::Age { .. }
@@ -874,6 +912,7 @@ impl State {
             | (
                 Answer::Listing { .. },
                 Question::Try { .. }
+                | Question::Look { .. }
                 | Question::Wait { .. }
                 | Question::Rollback
                 | Question::Age { .. }
@@ -885,6 +924,7 @@ impl State {
             | (
                 Answer::Any,
                 Question::Try { .. }
+                | Question::Look { .. }
                 | Question::Wait { .. }
                 | Question::Age { .. }
                 | Question::Holders
@@ -895,6 +935,7 @@ impl State {
             | (
                 Answer::Standbys(_),
                 Question::Try { .. }
+                | Question::Look { .. }
                 | Question::Wait { .. }
                 | Question::Rollback
                 | Question::Age { .. }
@@ -911,7 +952,7 @@ impl State {
             Phase::Asking(question) => {
                 self.reason = None;
                 match question {
-                    Question::Try { .. } | Question::Wait { .. } => {
+                    Question::Try { .. } | Question::Look { .. } | Question::Wait { .. } => {
                         self.end_transaction(Reply::Refusal(refusal), at)
                     }
                     Question::Age { scope } => match refusal.can_do_without {
@@ -985,6 +1026,7 @@ impl State {
             Phase::Asking(Question::Holders) => self.stop(AcquireError::NotObtained, at),
             Phase::Asking(
                 Question::Try { .. }
+                | Question::Look { .. }
                 | Question::Wait { .. }
                 | Question::Rollback
                 | Question::Age { .. }
@@ -1042,6 +1084,7 @@ impl State {
                 let why = match question {
                     Question::Holders => AttemptError::Stop(AcquireError::NotObtained),
                     Question::Try { .. }
+                    | Question::Look { .. }
                     | Question::Wait { .. }
                     | Question::Rollback
                     | Question::Age { .. }
@@ -1074,6 +1117,7 @@ impl State {
             Phase::Asking(Question::Holders) => self.stop(AcquireError::NotObtained, at),
             Phase::Asking(
                 Question::Try { .. }
+                | Question::Look { .. }
                 | Question::Wait { .. }
                 | Question::Rollback
                 | Question::Age { .. }
@@ -1109,6 +1153,7 @@ impl State {
     fn passed(&mut self, phase: Phase, at: &mut At) -> Order {
         match phase {
             Phase::Pausing(Pause::Turn(first)) => self.queue(first, at),
+            Phase::Pausing(Pause::Rest) => self.queue(false, at),
             Phase::Pausing(Pause::Attempt) => self.attempt(RestartCheck::HoldOff, at),
             Phase::Pausing(Pause::Round) => self.next_round(at),
             Phase::HoldingOff { deadline, whole } => {
@@ -1296,6 +1341,8 @@ impl State {
             self.say(Line::Obtaining(self.plan.wait));
         }
         self.scope = LockScope::Session;
+        self.has_looked = false;
+        self.place = None;
         self.young_since = None;
         self.attempt(RestartCheck::HoldOff, at)
     }
@@ -1345,6 +1392,7 @@ impl State {
                 }
             }
             Verdict::Held(_) => self.replied(Reply::Verdict(verdict), at),
+            Verdict::Place(_) => self.unexpected(),
             Verdict::Busy
             | Verdict::QueueHead
             | Verdict::RecentlyRestarted
@@ -1400,7 +1448,7 @@ impl State {
                 ),
             },
             Reply::Verdict(Verdict::Standby) => self.fail(AttemptError::Host(standby()), at),
-            Reply::Verdict(Verdict::Lie(_)) => self.unexpected(),
+            Reply::Verdict(Verdict::Place(_) | Verdict::Lie(_)) => self.unexpected(),
             Reply::Refusal(refusal) => match refusal.can_do_without {
                 Some(what) => {
                     self.say(Line::Refused(what, refusal.error.message));
@@ -1440,21 +1488,32 @@ impl State {
         (!is_over).then_some(left.unwrap_or(Duration::MAX))
     }
 
-    /// Takes a turn in the server's queue.
+    /// Takes a turn in the server's queue, or looks for a place there.
     fn queue(&mut self, first: bool, at: &mut At) -> Order {
-        match self.time_to_wait(at.now) {
-            Some(left) => {
-                let milliseconds = left.as_millis().clamp(1, TURN.into()) as u32;
-                self.ask(
-                    Question::Wait {
-                        milliseconds,
-                        first,
-                    },
-                    at,
-                )
-            }
-            None => self.name_holders(at),
-        }
+        let Some(left) = self.time_to_wait(at.now) else {
+            return self.name_holders(at);
+        };
+        let question = match self.place {
+            Some(place) => Question::Wait {
+                milliseconds: left.as_millis().clamp(1, TURN.into()) as u32,
+                first,
+                place,
+            },
+            None => Question::Look {
+                first: !mem::replace(&mut self.has_looked, true),
+            },
+        };
+        self.ask(question, at)
+    }
+
+    /// There is no place in the queue: rests until the next look. All rest as long, so that each comes round while a place that was
+    /// given up is there, but not at the same moments.
+    fn rest(&mut self, first: bool, at: &mut At) -> Order {
+        let time = match first {
+            true => REST.mul_f64((at.random)()),
+            false => REST,
+        };
+        self.pause(Pause::Rest, self.asked + time)
     }
 
     /// The lock was not obtained; who holds it is said under `--verbose`.
@@ -1625,7 +1684,7 @@ impl State {
         Order::Pause {
             until: self.by_the_end(until),
             keeps_session: match pause {
-                Pause::Turn(_) | Pause::Attempt => true,
+                Pause::Turn(_) | Pause::Rest | Pause::Attempt => true,
                 Pause::Round => false,
             },
         }

@@ -191,13 +191,19 @@ fn show_requests(shown: &mut Shown) {
         }
     }
     for (title, request) in requests() {
+        for (look, first) in [("the first look", true), ("another look", false)] {
+            let query = request.look_query(&made, first).unwrap();
+            shown.add(format_args!("look: {title}, {look}"), &query);
+        }
         for (turn, first) in [("the first turn", false), ("another turn", true)] {
-            let query = request.wait_query(&made, 900, first).unwrap();
+            let query = request.wait_query(&made, 900, first, 7).unwrap();
             shown.add(format_args!("wait: {title}, {turn}"), &query);
         }
     }
     for version in VERSIONS {
-        let query = leased(one).wait_query(&Made { version }, 0, false).unwrap();
+        let query = leased(one)
+            .wait_query(&Made { version }, 0, false, 7)
+            .unwrap();
         let title = format_args!("wait: id 1, with a lease, 0 ms; version {version}");
         shown.add(title, &query);
     }
@@ -210,7 +216,7 @@ fn show_requests(shown: &mut Shown) {
     ] {
         let query = attempt(&request, &made, scope, RestartCheck::None, true, false);
         shown.add(format_args!("try: {title}, confirmed"), &query);
-        let query = request.wait_query(&made, 900, false).unwrap();
+        let query = request.wait_query(&made, 900, false, 7).unwrap();
         shown.add(format_args!("wait: {title}, confirmed"), &query);
     }
     shown.add("renew", &one.renew_query());

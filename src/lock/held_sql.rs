@@ -8,7 +8,6 @@ use super::restart::{History, Past, PastPlace, RestartCheck, history_query, past
 use super::verdict::{self, Verdict, VerdictPlace};
 use crate::pq::Error;
 use crate::server::dialect::Dialect;
-use crate::server::session_name::RELEASED;
 use crate::server::session_settings::{LockScope, SessionSettings};
 
 /// A lock that is held, or was.
@@ -171,16 +170,12 @@ impl Lock {
         statements.query(move |answer| Ok(answer.seconds(age, 0)))
     }
 
-    /// Gives the lock up, and says so beforehand to those who wait. Asks then whether somebody has waited for
-    /// it, and has it now: an exclusive lock could otherwise be taken once more; of a shared one only the lock
-    /// table can tell. What comes after the unlock may fail: it was given up all the same.
+    /// Gives the lock up, and says so beforehand to those who wait, by [keys](Key::release) that go with the session. Asks then
+    /// whether somebody has waited for it, and has it now: an exclusive lock could otherwise be taken once more; of a shared one only the
+    /// lock table can tell. What comes after the unlock may fail: it was given up all the same.
     pub fn release_query(self) -> Query<Released> {
-        let local = self.scope == LockScope::Transaction;
         let key = self.key;
         let mut statements = Statements::new();
-        statements.add(format!(
-            "select pg_catalog.set_config('application_name', '{RELEASED}{key}', {local})"
-        ));
         if self.scope == LockScope::Transaction {
             let commit = statements.add("commit");
             return statements.query_in_part(move |answer| Released {
@@ -188,6 +183,17 @@ impl Lock {
                 is_waited_for: false,
             });
         }
+        let told = format!(
+            "select pg_catalog.pg_try_advisory_lock_shared({})",
+            key.release(true)
+        );
+        statements.add(match self.shared {
+            true => told,
+            false => format!(
+                "{told}, pg_catalog.pg_try_advisory_lock({})",
+                key.release(false)
+            ),
+        });
         let arguments = key.arguments();
         let unlock = format!(
             "pg_catalog.pg_advisory_unlock{}({arguments})",
@@ -309,7 +315,7 @@ mod tests {
             (released.was_held, released.is_waited_for)
         };
         let one = |outcomes: &[Outcome]| read(false, LockScope::Session, outcomes);
-        let set = said("pglock released 1,2");
+        let set = said("t");
         let begin = [none(), set.clone()];
         let of = |rest: &[Outcome]| [&begin[..], rest].concat();
         assert_eq!(one(&of(&[said("t"), said("t")])), (true, false));
@@ -323,9 +329,9 @@ mod tests {
         assert_eq!(shared(&of(&[said("t"), waited])), (true, true));
         assert_eq!(shared(&of(&[said("t"), none()])), (true, false));
         let bound = |outcomes: &[Outcome]| read(false, LockScope::Transaction, outcomes);
-        assert_eq!(bound(&of(&[none()])), (true, false));
-        assert_eq!(bound(&of(&[refusal()])), (false, false));
-        assert_eq!(bound(&begin), (false, false));
+        assert_eq!(bound(&[none(), none()]), (true, false));
+        assert_eq!(bound(&[none(), refusal()]), (false, false));
+        assert_eq!(bound(&[none()]), (false, false));
     }
 
     #[test]

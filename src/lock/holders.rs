@@ -90,21 +90,32 @@ pub fn query(
     request: Option<&LockRequest>,
 ) -> Result<Query<Holders>, Error> {
     // Of other programs' locks it is not known whether such a key is one that is waited with; and a pair may be asked for that looks like one.
-    let own = |which: CompanionKey| format!("{} and {IS_OWN}", which.condition());
-    let (condition, in_queue, has_intent) = match request {
-        Some(request) if request.slots > 1 => (
-            request.condition(dialect)?,
-            request.is_companion(dialect, CompanionKey::Queue)?,
-            "false".to_owned(),
+    let own = |which: CompanionKey| Ok(format!("({} and {IS_OWN})", which.condition()));
+    let key = keys::key_of_row();
+    let never = || "false".to_owned();
+    let of_request = |which| match request {
+        Some(request) => request.is_companion(dialect, which),
+        None => own(which),
+    };
+    let waits_alone = of_request(CompanionKey::Waiter)?;
+    let waits = format!(
+        "({waits_alone} or {})",
+        of_request(CompanionKey::WaiterToShare)?
+    );
+    let (condition, key_waited_for, is_aside) = match request {
+        Some(request) => (
+            format!("({} or {waits})", request.condition(dialect)?),
+            format!("({})::text", request.key_sql(dialect, "1")?),
+            never(),
         ),
-        Some(request) => {
-            let never = || "false".to_owned();
-            (request.condition(dialect)?, never(), never())
-        }
         None => (
             "true".to_owned(),
-            own(CompanionKey::Queue),
-            own(CompanionKey::WriterIntent),
+            key.clone(),
+            format!(
+                "({} or {} and {IS_OWN})",
+                own(CompanionKey::WriterIntent)?,
+                keys::is_aside()
+            ),
         ),
     };
     let condition = match request {
@@ -117,21 +128,27 @@ pub fn query(
         }
         None => condition,
     };
-    let key = keys::key_of_row();
+    let in_queue = match request {
+        Some(request) if request.slots == 1 => never(),
+        Some(_) | None => of_request(CompanionKey::Queue)?,
+    };
     let request = request.cloned();
     let mut statements = Statements::new();
     let standby = statements.add("select pg_catalog.pg_is_in_recovery()");
+    // One who stands in the queue is seen there already.
     let rows = statements.add(format!(
-        "select case when granted and not ({in_queue}) \
+        "select case when granted and not ({in_queue}) and not {waits} \
          then 'holder' else 'waiter' end state, \
-         case mode when 'ShareLock' then 'shared' else 'exclusive' end, \
-         {key} lock, \
+         case when mode = 'ShareLock' and not ({waits_alone}) then 'shared' else 'exclusive' end, \
+         case when {waits} then {key_waited_for} else {key} end lock, \
          application_name, client_addr, usename, datname, locks.pid \
          from pg_catalog.pg_locks locks \
          left join pg_catalog.pg_stat_activity activity on activity.pid = locks.pid \
-         where locktype = 'advisory' and {condition} \
-         and not ({has_intent}) and {OWN_DATABASE} \
-         order by lock, state, locks.pid"
+         where locktype = 'advisory' and {condition} and not {is_aside} \
+         and not ({waits} and locks.pid in (select pid from pg_catalog.pg_locks \
+         where locktype = 'advisory' and (not granted or {}))) and {OWN_DATABASE} \
+         order by lock, state, locks.pid",
+        CompanionKey::Queue.condition(),
     ));
     Ok(
         statements.query(move |answer| match answer.field(standby, 0) {

@@ -2,8 +2,8 @@
 //!
 //! Lock N is `pg_advisory_lock(N)`, the lock of a name `hashtextextended(name, 0)`, that of a pair `pg_advisory_lock(a, b)`. Of several
 //! slots the first is the lock itself. Slot i > 1 of a lock N from 0 to 2^32 - 1 is `pg_advisory_lock(N, i)`, with N - 2^32 from 2^31
-//! on, of any other number `hashint8extended(N, i - 1)`, of a name `hashtextextended(name, i - 1)`. A pair has no slots. Each lock has two
-//! [companions](CompanionKey) besides.
+//! on, of any other number `hashint8extended(N, i - 1)`, of a name `hashtextextended(name, i - 1)`. A pair has no slots. Each lock has some
+//! [companions](CompanionKey) besides, and each of its keys has two that tell that it was [given up](Key::release).
 //!
 //! Whoever asks for the pair `(N, i)` asks for a slot of lock N, or for a key that its waiters wait with: the pair is excluded by whoever
 //! has that, and excludes it. It can make others wait, and never lets two hold one key.
@@ -74,6 +74,15 @@ impl Key {
         }
     }
 
+    /// The key that one who gives this one up holds for a moment, so that those see it who wait for the lock `alone`, or to share it.
+    pub fn release(self, alone: bool) -> Self {
+        let (first, slot) = match self {
+            Self::One(key) => (self.first().unwrap_or((key >> 32) as i32), 1),
+            Self::Two(first, slot) => (first, slot),
+        };
+        Self::Two(first, release(alone).wrapping_sub(slot))
+    }
+
     /// The columns `classid`, `objid` and `objsubid` of its row in the lock table.
     fn columns(self) -> (u32, u32, u32) {
         match self {
@@ -127,8 +136,21 @@ impl fmt::Display for Key {
     }
 }
 
-/// A key beside that of a lock, `(N, 0)` or `(N, -1)`; for a name, a pair or a number that is none from 0 to 2^32 - 1 with the upper half
-/// of its hash in the place of N.
+/// The keys by which it is told that slot i of lock N was given up are `(N, -1000 - i)` and `(N, -20000 - i)`, with i = 1 where there is but
+/// one, and of a pair `(N, i)` the same; of other numbers and names they are `(H, -1001)` and `(H, -20001)` with H for the upper half of the key. Many who give the lock up hold the first at once, in share, where one who has got the lock alone finds it; those who have got
+/// it together find the second.
+fn release(alone: bool) -> i32 {
+    match alone {
+        true => -1000,
+        false => -20_000,
+    }
+}
+
+/// How many of those who wait for a lock stand in the server's queue. The others rest, and look for a place there now and then.
+pub const PLACES: u32 = 96;
+
+/// A key beside that of a lock: `(N, 0)`, `(N, -1)`, `(N, -100)` to `(N, -195)`, `(N, -198)` or `(N, -199)`; for a name, a pair or a number that
+/// is none from 0 to 2^32 - 1 with the upper half of its hash in the place of N.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CompanionKey {
     /// Who waits for a slot queues for it; only the first in the queue looks for a free slot.
@@ -136,7 +158,16 @@ pub enum CompanionKey {
     /// Who waits for the exclusive lock holds it in share: between its turns in the server's queue no newcomer passes it who
     /// wants to share.
     WriterIntent,
+    /// A place in the server's queue, below [`PLACES`]: who has it waits there.
+    Place(u32),
+    /// Who waits in a session of its own for the exclusive lock, in the queue or at rest, holds it in share, so that it is seen.
+    Waiter,
+    /// Who waits to share holds this one.
+    WaiterToShare,
 }
+
+/// The second number of the first place.
+const FIRST_PLACE: i32 = -100;
 
 impl CompanionKey {
     /// The second number of the key.
@@ -144,6 +175,17 @@ impl CompanionKey {
         match self {
             Self::Queue => 0,
             Self::WriterIntent => -1,
+            Self::Place(place) => FIRST_PLACE - place as i32,
+            Self::Waiter => -199,
+            Self::WaiterToShare => -198,
+        }
+    }
+
+    /// That by which one is seen that waits in a session of its own.
+    pub fn waiter(shared: bool) -> Self {
+        match shared {
+            true => Self::WaiterToShare,
+            false => Self::Waiter,
         }
     }
 
@@ -151,6 +193,18 @@ impl CompanionKey {
     pub fn condition(self) -> String {
         format!("objsubid = '2' and objid = '{}'", self.second() as u32)
     }
+}
+
+/// The condition that a row of the lock table is about a place in a queue or tells that a lock was given up, of whatever lock.
+pub fn is_aside() -> String {
+    let column = |second: i32| second as u32;
+    format!(
+        "objsubid = '2' and (objid::bigint between '{}' and '{}' or objid::bigint between '{}' and '{}')",
+        column(CompanionKey::Place(PLACES - 1).second()),
+        column(FIRST_PLACE),
+        column(2 * release(false)),
+        column(release(true)),
+    )
 }
 
 impl LockRequest {
@@ -266,6 +320,33 @@ impl LockRequest {
         Ok(match self.first() {
             Some(first) => Key::Two(first, second).to_string(),
             None => format!("({} >> 32)::int, {second}", self.hash(dialect, "1")?),
+        })
+    }
+
+    /// The key of a place in the queue, of which `place` is the expression of its number, as the arguments of the server's functions.
+    pub fn place_sql(&self, dialect: &dyn Dialect, place: &str) -> Result<String, Error> {
+        let first = match self.first() {
+            Some(first) => first.to_string(),
+            None => format!("({} >> 32)::int", self.hash(dialect, "1")?),
+        };
+        Ok(format!("{first}, {FIRST_PLACE} - {place}"))
+    }
+
+    /// The key by which it is told that the slot of this number or expression was given up, see [`Key::release`], as the arguments of the
+    /// server's functions.
+    pub fn release_sql(&self, dialect: &dyn Dialect, slot: &str) -> Result<String, Error> {
+        let alone = !self.shared;
+        let only = release(alone) - 1;
+        Ok(match &self.name {
+            Name::Key(key) if self.slots == 1 => key.release(alone).to_string(),
+            Name::Key(key) => match key.first() {
+                Some(first) => format!("{first}, {} - {slot}", release(alone)),
+                None => format!(
+                    "case {slot} when 1 then ('{key}'::bigint >> 32)::int else ({} >> 32)::int end, {only}",
+                    self.hash(dialect, slot)?
+                ),
+            },
+            Name::Text(_) => format!("({} >> 32)::int, {only}", self.hash(dialect, slot)?),
         })
     }
 

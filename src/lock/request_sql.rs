@@ -5,13 +5,12 @@
 //! expensive: so functions stand where operators could, and what can be compared here is.
 
 use super::held_sql::Lock;
-use super::keys::{CompanionKey, Key, Name, OWN_DATABASE};
+use super::keys::{CompanionKey, Key, Name, OWN_DATABASE, PLACES};
 use super::query::{CONFIRMED, Query, Statements};
 use super::restart::RestartCheck;
-use super::verdict::{self, Counting, Verdict, VerdictPlace, counted_proof};
+use super::verdict::{self, Counting, TAKEN, Verdict, VerdictPlace, counted_proof};
 use crate::pq::Error;
 use crate::server::dialect::Dialect;
-use crate::server::session_name::RELEASED;
 use crate::server::session_settings::{LockScope, SessionSettings};
 
 /// How long one turn in the server's queue is, in milliseconds. A statement that waits holds a snapshot,
@@ -22,7 +21,7 @@ pub const TURN: u32 = 900;
 /// How long a waiter makes sure that the server is not being shut down, in seconds. A shutdown ends one
 /// backend after the other: the holder's may be gone, and its lock granted to a waiter whose own backend
 /// is still to be ended, while the holder goes by its lease. A backend that lives on for so long is not
-/// being ended. A holder that gives its lock up says so beforehand, by the name of its session; then there
+/// being ended. A holder that gives its lock up takes another key beforehand, see [`Key::release`]; then there
 /// is nothing to make sure of.
 const SETTLE: &str = "0.06";
 
@@ -173,12 +172,35 @@ impl LockRequest {
         Ok(count + &self.any_slot(dialect, scope, &slot)?)
     }
 
+    /// Looks for a free place in the queue. `first` tells whether this session has not looked before: then it is seen to wait from now
+    /// on.
+    ///
+    /// # Errors
+    /// As [`try_query`](Self::try_query).
+    pub fn look_query(&self, dialect: &dyn Dialect, first: bool) -> Result<Query<Verdict>, Error> {
+        let seen = if first {
+            let waiter = self.companion(dialect, CompanionKey::waiter(self.shared))?;
+            format!("when not pg_catalog.pg_try_advisory_lock_shared({waiter}) then '' ")
+        } else {
+            String::new()
+        };
+        let place = self.place_sql(dialect, "place")?;
+        let mut statements = Statements::new();
+        let word = statements.add(format!(
+            "select {}{seen}else coalesce((select pg_catalog.concat('place ', place) \
+             from pg_catalog.generate_series(0, {}) place where pg_catalog.pg_try_advisory_lock({place}) limit 1), 'busy') end",
+            verdict::guards(dialect, LockScope::Session, RestartCheck::None, self.settings),
+            PLACES - 1,
+        ));
+        Ok(statements.query(move |answer| verdict::read_look(answer.field(word, 0))))
+    }
+
     /// Waits for the lock in the session's own right, for at most this many milliseconds, at least 1 and at
-    /// most [`TURN`]. `first` tells whether this session has had a turn after which it was
+    /// most [`TURN`], in this place of the queue, which the session has. `first` tells whether it has had a turn after which it was
     /// [first](Verdict::QueueHead).
     ///
     /// That the time is over without the lock is not an error to the server, and not a line in its log:
-    /// the blocks catch it, and the last statement finds the lock not held.
+    /// the blocks catch it, and the last statement finds the lock not held. The place is given up with the wait.
     ///
     /// # Errors
     /// As [`try_query`](Self::try_query).
@@ -187,6 +209,7 @@ impl LockRequest {
         dialect: &dyn Dialect,
         milliseconds: u32,
         first: bool,
+        place: u32,
     ) -> Result<Query<Verdict>, Error> {
         let turn = milliseconds.clamp(1, TURN);
         let (enter, wait) = if self.slots == 1 {
@@ -194,25 +217,30 @@ impl LockRequest {
         } else {
             self.wait_slots(dialect, turn, first)?
         };
-        let key = self.key_sql(dialect, "slot")?;
-        // The look for who has released the lock is made once before, so that it is quick when it counts: the
-        // session of whoever has is soon gone.
+        let (declare, slot, taken) = match self.slots {
+            1 => ("", "1", "'1'"),
+            _ => ("declare slot int; pause int := 1; ", "slot", "slot::text"),
+        };
+        let place = self.companion(dialect, CompanionKey::Place(place))?;
+        let waiter = self.companion(dialect, CompanionKey::waiter(self.shared))?;
+        let release = self.release_sql(dialect, slot)?;
+        // Those who get the lock together ask at the same time, and must not see each other.
+        let try_release = match self.shared {
+            true => "pg_try_advisory_xact_lock_shared",
+            false => "pg_try_advisory_xact_lock",
+        };
         let block = dialect.quote(&format!(
-            "declare slot int := 1; released bool; begin \
-             begin {enter} exception when lock_not_available then return; end; \
-             perform pg_catalog.set_config('pglock.first', 'yes', true); \
-             begin \
-             for look in 1..2 loop \
-             if look = 2 then {wait} perform pg_catalog.set_config('pglock.slot', slot::text, true); \
-             perform pg_catalog.pg_stat_clear_snapshot(); end if; \
-             released := exists (select from pg_catalog.pg_stat_get_activity(null) \
-             where application_name = pg_catalog.concat('{RELEASED}', {key})); \
-             end loop; \
-             if not released then perform pg_catalog.pg_sleep({SETTLE}); end if; \
-             exception when lock_not_available then end; end"
+            "{declare}begin \
+             {enter}\
+             begin {wait}exception when lock_not_available then return; end; \
+             perform pg_catalog.set_config('pglock.slot', {taken}, true), pg_catalog.pg_advisory_unlock({place}), \
+             pg_catalog.pg_advisory_unlock_shared({waiter}); \
+             if pg_catalog.{try_release}({release}) then perform pg_catalog.pg_sleep({SETTLE}); end if; \
+             end"
         ))?;
-        let slot = "(select pg_catalog.current_setting('pglock.slot', true)::int as slot \
-                    where pg_catalog.current_setting('pglock.slot', true) <> '') s";
+        let slot = format!(
+            "(select pg_catalog.current_setting('pglock.slot', true)::int as slot where {TAKEN}) s"
+        );
         let mut statements = Statements::new();
         statements.add(self.settings.sql(dialect, LockScope::Session, turn));
         statements.add(format!("do {block}"));
@@ -224,7 +252,7 @@ impl LockRequest {
                 RestartCheck::None,
                 self.settings
             ),
-            self.any_slot(dialect, LockScope::Session, slot)?
+            self.any_slot(dialect, LockScope::Session, &slot)?
         );
         // Whoever counts slots is seen by those who come while it waits.
         let proof = match self.slots {
@@ -246,27 +274,27 @@ impl LockRequest {
         first: bool,
     ) -> Result<(String, String), Error> {
         let intent = self.companion(dialect, CompanionKey::WriterIntent)?;
-        let enter = |suffix: &str| {
-            format!(
-                "if not pg_catalog.pg_try_advisory_lock{suffix}({intent}) then \
-                 perform pg_catalog.pg_advisory_lock{suffix}({intent}); \
-                 perform pg_catalog.set_config('lock_timeout', greatest(1, '{turn}' - extract(epoch \
-                 from pg_catalog.clock_timestamp() - pg_catalog.now()) * '1000')::int::text, false); \
-                 end if;"
-            )
-        };
-        let leave =
-            |suffix: &str| format!(" perform pg_catalog.pg_advisory_unlock{suffix}({intent});");
+        let suffix = if self.shared { "" } else { "_shared" };
+        let leave = format!("perform pg_catalog.pg_advisory_unlock{suffix}({intent}); ");
+        let enter = format!(
+            "if not pg_catalog.pg_try_advisory_lock{suffix}({intent}) then \
+             begin perform pg_catalog.pg_advisory_lock{suffix}({intent}); exception when lock_not_available then return; end; \
+             perform pg_catalog.set_config('lock_timeout', greatest(1, '{turn}' - extract(epoch \
+             from pg_catalog.clock_timestamp() - pg_catalog.now()) * '1000')::int::text, false); \
+             end if; "
+        );
+        let begun = "perform pg_catalog.set_config('pglock.first', 'yes', true); ";
         let function = self.function("advisory", LockScope::Session);
-        let wait = format!("perform {};", self.call(dialect, &function, "1")?);
+        let wait = format!("perform {}; ", self.call(dialect, &function, "1")?);
         Ok(match self.shared {
-            true => (enter("") + &leave(""), wait + " "),
-            false if first => (String::new(), wait + &leave("_shared")),
-            false => (enter("_shared"), wait + &leave("_shared")),
+            true => (enter + &leave + begun, wait),
+            false if first => (begun.to_owned(), wait + &leave),
+            false => (enter + begun, wait + &leave),
         })
     }
 
-    /// The same for any of several slots.
+    /// The same for any of several slots. Who is first in the queue looks often at first, for slots may come free one after the
+    /// other, and then less often.
     fn wait_slots(
         &self,
         dialect: &dyn Dialect,
@@ -277,7 +305,9 @@ impl LockRequest {
         let enter = if first {
             String::new()
         } else {
-            format!("perform pg_catalog.pg_advisory_lock({queue});")
+            format!(
+                "begin perform pg_catalog.pg_advisory_lock({queue}); exception when lock_not_available then return; end; "
+            )
         };
         let try_lock = self.function("try_advisory", LockScope::Session);
         let wait = format!(
@@ -287,13 +317,15 @@ impl LockRequest {
              exit search when {call}; \
              end loop; \
              if pg_catalog.clock_timestamp() > pg_catalog.now() + interval '{turn} ms' then return; end if; \
-             perform pg_catalog.pg_sleep(0.02); \
+             perform pg_catalog.pg_sleep(pause * 0.001); \
+             pause := least(pause + 1, 20); \
              end loop; \
-             perform pg_catalog.pg_advisory_unlock({queue});",
+             perform pg_catalog.pg_advisory_unlock({queue}); ",
             slots = self.slots,
             call = self.call(dialect, &try_lock, "slot")?,
         );
-        Ok((enter, wait))
+        let begun = "perform pg_catalog.set_config('pglock.first', 'yes', true); ";
+        Ok((enter + begun, wait))
     }
 
     /// Takes a fencing token, in a transaction of its own: the transaction's number is larger than that of
@@ -346,7 +378,7 @@ impl LockRequest {
                 statements.query(move |answer| place.read_counted(answer, &request, counting))
             }
             None => {
-                let place = VerdictPlace::ask(&mut statements, attempt);
+                let place = VerdictPlace::ask_if_taken(&mut statements, attempt);
                 statements.query(move |answer| {
                     place.read(answer, request.shared, |key| request.comes_to(key))
                 })

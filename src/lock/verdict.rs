@@ -2,7 +2,7 @@
 //! tells how it went, and the last brings what the lock table has of this session: the proof, looked at here.
 
 use super::count::{Count, Row};
-use super::keys::{Key, OWN_DATABASE};
+use super::keys::{Key, OWN_DATABASE, PLACES};
 use super::query::{Answer, Place, Statements};
 use super::request_sql::LockRequest;
 use super::restart::{self, RestartCheck};
@@ -20,6 +20,8 @@ pub enum Verdict {
     Busy,
     /// Others hold it, or all its slots, and this session has the writer-intent key or is the first of those in the queue.
     QueueHead,
+    /// Others hold it, and this session has this place in the queue.
+    Place(u32),
     /// The server lost its sessions less than a ttl ago: an earlier holder may be about to take its lock
     /// again.
     RecentlyRestarted,
@@ -40,6 +42,10 @@ const UNEXPECTED: &str = "the server gave an unexpected answer to the lock call"
 /// all of it is granted.
 const PROOF: &str = "select locktype, classid, objid, objsubid, mode from pg_catalog.pg_lock_status() \
      where not pg_catalog.int4ne(pid, pg_catalog.pg_backend_pid())";
+
+/// The condition that a turn has come to the lock, which it notes for what comes in the same query. The rows of the lock table, which are many
+/// where many wait, are not looked at where it does not hold.
+pub const TAKEN: &str = "pg_catalog.current_setting('pglock.slot', true) <> ''";
 
 /// What is wanted of a [`counted_proof`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,13 +74,14 @@ pub fn counted_proof(
             (format!(", {first}"), format!("{counts} or {first}"))
         }
     };
-    let others = match counting {
-        Counting::Exact => format!("({others}) and {OWN_DATABASE}"),
-        Counting::AsSeen | Counting::OfHeld => others,
+    let wanted = match counting {
+        Counting::Exact => format!("{own} or ({others}) and {OWN_DATABASE}"),
+        Counting::AsSeen => format!("{own} or {others}"),
+        Counting::OfHeld => format!("({own} or {others}) and {TAKEN}"),
     };
     Ok(format!(
         "select locktype, classid, objid, objsubid, mode, {own}, database, pid{column} \
-         from pg_catalog.pg_lock_status() where {own} or {others}"
+         from pg_catalog.pg_lock_status() where {wanted}"
     ))
 }
 
@@ -120,6 +127,11 @@ impl VerdictPlace {
         Self::ask_counted(statements, attempt, PROOF.to_owned())
     }
 
+    /// The same where the lock may have been [`TAKEN`] in a turn before.
+    pub fn ask_if_taken(statements: &mut Statements, attempt: String) -> Self {
+        Self::ask_counted(statements, attempt, format!("{PROOF} and {TAKEN}"))
+    }
+
     /// The same with a [`counted_proof`].
     pub fn ask_counted(statements: &mut Statements, attempt: String, proof: String) -> Self {
         Self {
@@ -148,6 +160,7 @@ impl VerdictPlace {
             Verdict::RecentlyRestarted
             | Verdict::Pooled
             | Verdict::Standby
+            | Verdict::Place(_)
             | Verdict::Differs(_)
             | Verdict::Doubtful => verdict,
         })
@@ -179,6 +192,22 @@ impl VerdictPlace {
                     Ok(Verdict::Held(key, token))
                 }
             }
+        }
+    }
+}
+
+/// What the word means that answers a look for a place in the queue.
+pub fn read_look(word: Option<&str>) -> Result<Verdict, &'static str> {
+    match word.unwrap_or_default() {
+        "busy" => Ok(Verdict::Busy),
+        "pooled" => Ok(Verdict::Pooled),
+        "standby" => Ok(Verdict::Standby),
+        word => {
+            let place = word
+                .strip_prefix("place ")
+                .and_then(|place| place.parse().ok());
+            let place = place.filter(|place| *place < PLACES);
+            place.map(Verdict::Place).ok_or(UNEXPECTED)
         }
     }
 }

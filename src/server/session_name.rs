@@ -3,7 +3,7 @@
 //! where SINCE is in seconds since 1970: since when it has waited for the lock or held it; `SINCE+HOLD` where it holds the lock
 //! for so many seconds at least. Of the command it has
 //! the program's name alone, for the arguments may be secrets, or the text of `--label` in its place. `=NAME` behind it is the name of the
-//! lock, where it has one and there is room for all of it. When the lock is given up it becomes `pglock released KEY`.
+//! lock, where it has one and there is room for all of it.
 
 use std::ffi::OsString;
 use std::ops::RangeInclusive;
@@ -17,9 +17,6 @@ use crate::sys;
 const LONGEST: usize = 63;
 /// How much of the host's name is shown, to leave room for the program.
 const LONGEST_HOST: usize = 20;
-
-/// What the session of a holder is called that has given its lock up: this and the key.
-pub const RELEASED: &str = "pglock released ";
 
 /// What the names of pglock's sessions begin with.
 pub const OWN: &str = "pglock ";

@@ -91,6 +91,7 @@ impl Asked {
                         Verdict::Standby => Retake::Standby,
                         Verdict::RecentlyRestarted
                         | Verdict::Pooled
+                        | Verdict::Place(_)
                         | Verdict::Differs(_)
                         | Verdict::Doubtful => Retake::NotReady,
                     },

@@ -166,7 +166,10 @@ impl Supervisor<'_> {
             question == Question::Rename && session_name::is_label(session.connection())
         });
         let query = Asked::new(question, lock, session.connection(), backend, name);
-        self.shared.set_asked();
+        // On another session than that which the command's process looks at, there is no answer for it to mistake.
+        if session.connection().backend_pid() == backend {
+            self.shared.set_asked();
+        }
         let sent = session.ask(query.sql());
         *asked = Some(query);
         sent.err().map(|error| self.lost(&error))

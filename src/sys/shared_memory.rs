@@ -79,7 +79,7 @@ impl SharedState {
         self.0.fired.store(true, Ordering::SeqCst);
     }
 
-    /// Whether anything was asked on the session since the command's process was started.
+    /// Whether anything was asked on the session that the lock was taken on since the command's process was started.
     pub fn has_asked(&self) -> bool {
         self.0.asked.load(Ordering::SeqCst)
     }

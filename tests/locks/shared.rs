@@ -15,7 +15,9 @@ fn exclusive(server: &Server) -> Pglock {
 /// Who has the lock: the modes in the server's table.
 fn modes(server: &Server) -> String {
     server
-        .psql("select mode from pg_locks where locktype = 'advisory' and granted order by 1")
+        .psql(&format!(
+            "select mode from pg_locks where locktype = 'advisory' and granted and {NOT_ASIDE} order by 1"
+        ))
         .replace('\n', " ")
 }
 

@@ -23,8 +23,7 @@ fn large_server() -> Server {
 /// The advisory locks that are held, or waited for, but for the keys that tell how many slots are counted: `classid|objid|objsubid`.
 fn keys(server: &Server, which: &str) -> BTreeSet<String> {
     let rows = server.psql(&format!(
-        "select classid, objid, objsubid from pg_locks where locktype = 'advisory' and {which} \
-         and not (objsubid = 2 and objid >= 1073741824)"
+        "select classid, objid, objsubid from pg_locks where locktype = 'advisory' and {which} and {NOT_ASIDE}"
     ));
     rows.lines().map(str::to_owned).collect()
 }
@@ -355,7 +354,8 @@ fn a_hundred_waiters_ask_little_of_the_server() {
     // One look every now and then, so that it does not count.
     let pause = || thread::sleep(Duration::from_millis(200));
     let deadline = SystemTime::now() + PATIENCE;
-    while queue(&server, DOOR) < 100 {
+    // All but four, for whom there is no place.
+    while queue(&server, DOOR) < 96 {
         assert!(SystemTime::now() < deadline, "not all of them wait");
         pause();
     }

@@ -403,7 +403,7 @@ fn the_slots_of_a_lock_are_listed_with_those_who_wait_for_one() {
         for count in 1..=2 {
             waiters.push(given().flag("--block").command(["true"]).spawn());
             let waiting = format!(
-                "select count(*) = {} from pg_locks where locktype = 'advisory' and not (objsubid = 2 and objid >= 1073741824)",
+                "select count(*) = {} from pg_locks where locktype = 'advisory' and {NOT_ASIDE}",
                 2 + count
             );
             eventually("it waits", PATIENCE, || {
@@ -443,8 +443,9 @@ fn a_waiter_for_a_slot_is_no_holder_whatever_its_session_is_called() {
     let _holders = [(); 2].map(|()| given().hold());
     let _waiter = given().flag("--block").command(["true"]).spawn();
     eventually("it waits", PATIENCE, || {
-        let count = "select count(*) from pg_locks where locktype = 'advisory' and not (objsubid = 2 and objid >= 1073741824)";
-        (server.psql(count) == "3").then_some(())
+        let count =
+            format!("select count(*) from pg_locks where locktype = 'advisory' and {NOT_ASIDE}");
+        (server.psql(&count) == "3").then_some(())
     });
     let (_, rows) = status(&server, ["--lockid", "1", "--slots", "2"]);
     let states: Vec<&str> = rows.iter().map(|row| row.get("STATE")).collect();
@@ -969,7 +970,7 @@ fn all_other_pairs_of_flags_work_on_a_taken_lock() {
             let waiting = format!(
                 "select count(*) from pg_locks l join pg_database d on d.oid = l.database
                  where datname = '{database}' and locktype = 'advisory'
-                 and not (objsubid = 2 and objid >= 1073741824)"
+                 and not (objsubid = 2 and objid = 4294967295) and {NOT_ASIDE}"
             );
             let everybody = (slots + 1).to_string();
             eventually("it waits", PATIENCE, || {

@@ -18,6 +18,8 @@ pub struct Schedule {
     pub slots: u32,
     /// The pool has so many places, and leaves a server that it could not log in to alone for so long.
     pub pool: (usize, Time),
+    /// How many places the server's queue has.
+    pub places: usize,
     /// Whether the server is reached by a Unix socket, and so are its ends.
     pub is_local: bool,
     pub clients: Vec<Invocation>,
@@ -57,6 +59,7 @@ pub enum Ordered {
     Connect,
     ConnectBeside,
     Try,
+    Look,
     Wait,
     Rollback,
     Age,
@@ -74,7 +77,7 @@ pub enum Ordered {
 }
 
 impl Ordered {
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::Connect,
         Self::ConnectBeside,
         Self::Try,
@@ -91,6 +94,7 @@ impl Ordered {
         Self::Withdraw,
         Self::EndTransaction,
         Self::Release,
+        Self::Look,
     ];
 
     pub fn of(order: &acquire::Order) -> Self {
@@ -100,6 +104,7 @@ impl Ordered {
             Order::ConnectBeside(_) => Self::ConnectBeside,
             Order::Ask { question, .. } => match question {
                 acquire::Question::Try { .. } => Self::Try,
+                acquire::Question::Look { .. } => Self::Look,
                 acquire::Question::Wait { .. } => Self::Wait,
                 acquire::Question::Rollback => Self::Rollback,
                 acquire::Question::Age { .. } => Self::Age,
@@ -567,6 +572,7 @@ impl Schedule {
                 1 + random.below(4),
                 random.of(&[SECOND, SECOND, 15 * SECOND]),
             ),
+            places: 1 + (seed % 3) as usize,
             is_local: random.chance(30),
             faults: Vec::new(),
             traps: Vec::new(),

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use super::locks::{Level, Locks};
-use super::sql::{Attempt, Program, Settings, Statement, Take, Turn};
+use super::sql::{Attempt, Look, Program, Settings, Statement, Take, Turn};
 use super::time::{SECOND, Time, micros};
 use crate::lock::Key;
 use crate::pq::{Error, Outcome};
@@ -56,7 +56,6 @@ struct Backend {
     owner: Owner,
     /// By the server's clock.
     start: i64,
-    name: String,
     settings: Settings,
     local: Option<Settings>,
     in_transaction: bool,
@@ -122,12 +121,14 @@ pub struct Server {
     pub locks: Locks,
     next_pid: i32,
     tokens: u64,
+    /// How many places its queues have. The rest is as if it were always taken, so that a few who wait are many.
+    places: usize,
     outs: Vec<Out>,
 }
 
 impl Server {
     /// A server that was started long ago. Its clock is fast by so many parts in a million.
-    pub fn new(clock_rate: i64) -> Self {
+    pub fn new(clock_rate: i64, places: usize) -> Self {
         Self {
             phase: Phase::Up,
             is_standby: false,
@@ -141,15 +142,16 @@ impl Server {
             locks: Locks::default(),
             next_pid: FIRST_PID,
             tokens: 0,
+            places,
             outs: Vec::new(),
         }
     }
 
-    /// A standby that is promoted now in the place of a primary on this timeline.
-    pub fn promote(clock_rate: i64, timeline: u32, now: Time) -> Self {
-        let mut new = Self::new(clock_rate);
+    /// A standby that is promoted now in the place of this primary.
+    pub fn promote(clock_rate: i64, before: &Self, now: Time) -> Self {
+        let mut new = Self::new(clock_rate, before.places);
         let second = SECOND as i64;
-        new.timeline = timeline + 1;
+        new.timeline = before.timeline + 1;
         new.promoted = Some(new.wall(now).div_euclid(second) * second);
         new
     }
@@ -217,7 +219,6 @@ impl Server {
         let backend = Backend {
             owner,
             start: self.wall(now),
-            name: String::new(),
             settings: Settings::default(),
             local: None,
             in_transaction: false,
@@ -612,14 +613,14 @@ impl Server {
                 }
                 row([None])
             }
-            Statement::Name(name, local) => {
-                let backend = self.backend(pid);
-                // What is of a transaction that waits for nobody is over before anybody sees it.
-                if !local {
-                    backend.name = name;
+            Statement::Tell(first, second) => {
+                self.locks.try_lock(pid, first, true, Level::Session);
+                if let Some(second) = second {
+                    self.locks.try_lock(pid, second, false, Level::Session);
                 }
-                row([None])
+                row([text("t"), text("t")])
             }
+            Statement::Look(look) => self.look_for_place(pid, &look),
             Statement::Attempt(attempt) => return self.attempt(pid, &attempt, now),
             Statement::Turn(turn) => return self.turn(pid, &turn, now),
             Statement::Proof => Outcome::Done {
@@ -847,6 +848,24 @@ impl Server {
         })
     }
 
+    fn look_for_place(&mut self, pid: i32, look: &Look) -> Outcome {
+        if look.pid != OWN {
+            return row([text("pooled")]);
+        }
+        if self.is_standby {
+            return row([text("standby")]);
+        }
+        if let Some(key) = look.seen {
+            assert!(self.locks.try_lock(pid, key, true, Level::Session));
+        }
+        let mut places = look.places.iter().take(self.places);
+        let place = places.position(|key| self.locks.try_lock(pid, *key, false, Level::Session));
+        row([match place {
+            Some(place) => Some(format!("place {place}")),
+            None => text("busy"),
+        }])
+    }
+
     fn turn(&mut self, pid: i32, turn: &Turn, now: Time) -> Option<Outcome> {
         let timeout = micros(self.backend(pid).settings.lock_timeout);
         let began = self.backend(pid).run.as_ref().map_or(now, |run| run.began);
@@ -902,9 +921,14 @@ impl Server {
                         let granted = self.locks.unlock(pid, key, shared);
                         self.granted(granted.unwrap_or_default(), now);
                     }
+                    for (key, shared) in [(turn.place, false), (turn.seen, true)] {
+                        let granted = self.locks.unlock(pid, key, shared);
+                        self.granted(granted.expect("it was held"), now);
+                    }
                     let taken = self.backend(pid).taken.expect("a lock");
-                    let name = format!("pglock released {taken}");
-                    if self.backends.values().any(|backend| backend.name == name) {
+                    let release = taken.release(!turn.shared);
+                    let level = Level::Transaction;
+                    if !self.locks.try_lock(pid, release, turn.shared, level) {
                         return Some(nothing());
                     }
                     let wait = Wait::Until(now + micros(turn.settle));

@@ -22,12 +22,14 @@ pub enum Statement {
     Rollback,
     /// Makes settings, if the backend has this number.
     Set(Option<i32>, Settings),
-    /// Renames the session, or the transaction.
-    Name(String, bool),
     /// Tries to take a lock, or tells what has become of an attempt.
     Attempt(Attempt),
+    /// Looks for a place in the queue.
+    Look(Look),
     /// Waits for a turn.
     Turn(Turn),
+    /// Tells that a lock is given up, by keys that are taken if they can be: the first in share, and perhaps another.
+    Tell(Key, Option<Key>),
     /// Shows what the session holds.
     Proof,
     /// The same, and what others have that has this first number, or is this key.
@@ -118,6 +120,17 @@ pub enum Take {
     Kept(Key),
 }
 
+/// A look for a place in the server's queue.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Look {
+    /// The number that the backend has to have.
+    pub pid: i32,
+    /// What is held in share from then on.
+    pub seen: Option<Key>,
+    /// The places.
+    pub places: Vec<Key>,
+}
+
 /// A turn in the server's queue.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Turn {
@@ -128,6 +141,9 @@ pub struct Turn {
     pub shared: bool,
     /// What is given up once it is taken, and whether in share.
     pub leave: Option<(Key, bool)>,
+    /// What is given up with the wait: the place in the queue, and what tells of the wait, held in share.
+    pub place: Key,
+    pub seen: Key,
     /// How long the lock is held before that counts, where nobody has said that it was given up.
     pub settle: Duration,
     /// How long the turn is where it is looked for several.
@@ -199,15 +215,15 @@ fn statement(text: &str) -> Statement {
             }
         }
         "select pg_catalog.set_config('statement_timeout', '0', true)" => Statement::Nothing,
-        _ if text.starts_with("select pg_catalog.set_config('application_name'") => {
-            let name = between(text, "'application_name', '", "'").to_owned();
-            Statement::Name(name, text.contains(", true)"))
-        }
         _ if text.starts_with("set session application_name to ")
             || text.starts_with("set local application_name to ") =>
         {
-            let name = between(text, " to '", "'").to_owned();
-            Statement::Name(name, text.starts_with("set local"))
+            Statement::Nothing
+        }
+        _ if text.starts_with("select pg_catalog.pg_try_advisory_lock_shared(") => {
+            let alone = "pg_try_advisory_lock(";
+            let alone = text.contains(alone).then(|| call_key(text, alone));
+            Statement::Tell(call_key(text, "pg_try_advisory_lock_shared"), alone)
         }
         _ if text.starts_with("do ") => Statement::Turn(turn(&text.replace("''", "'"))),
         _ if text.starts_with("select case when pg_catalog.pg_backend_pid() = ") => {
@@ -262,6 +278,9 @@ fn statement(text: &str) -> Statement {
         }
         _ if text.starts_with("select pg_catalog.concat(pg_catalog.txid_current()") => {
             Statement::Token
+        }
+        _ if text.starts_with("select case when") && text.contains("'place '") => {
+            Statement::Look(look(text))
         }
         _ if text.starts_with("select case when") && text.contains("'standby'") => {
             Statement::Attempt(attempt(text))
@@ -347,9 +366,31 @@ fn attempt(text: &str) -> Attempt {
     }
 }
 
+fn look(text: &str) -> Look {
+    let seen = "pg_try_advisory_lock_shared";
+    let last: i32 = between(text, "generate_series(0, ", ")")
+        .parse()
+        .expect("a number");
+    let (first, from) = between(text, "where pg_catalog.pg_try_advisory_lock(", ")")
+        .split_once(", ")
+        .expect("two numbers");
+    let from = from.strip_suffix(" - place").expect("a place");
+    let [first, from] = [first, from].map(|number| number.parse().expect("a number"));
+    Look {
+        pid: between(text, "pg_backend_pid(), ", ")")
+            .parse()
+            .expect("a number"),
+        seen: text.contains(seen).then(|| call_key(text, seen)),
+        places: (0..=last)
+            .map(|place| Key::Two(first, from - place))
+            .collect(),
+    }
+}
+
 fn turn(text: &str) -> Turn {
-    // Of the block that enters, and of the one that waits.
-    let (enter, wait) = text.split_once("'pglock.first'").expect("two blocks");
+    // What enters, what waits, and what comes then.
+    let (enter, rest) = text.split_once("'pglock.first'").expect("it enters");
+    let (wait, then) = rest.split_once("'pglock.slot'").expect("it waits");
     let shared_if = |part: &str| part.contains("_shared(");
     let entered = enter.contains("pg_advisory_lock").then(|| {
         let function = "perform pg_catalog.pg_advisory_lock";
@@ -379,12 +420,26 @@ fn turn(text: &str) -> Turn {
             shared_if(&format!("{name}(")),
         )
     };
+    // Whether the lock was given up is asked by the key that belongs to the one that was taken.
+    let released = "if pg_catalog.pg_try_advisory_xact_lock";
+    assert_eq!(
+        shared_if(between(then, released, " then")),
+        shared,
+        "{text}"
+    );
+    let release = between(&then[then.find(released).expect("it asks")..], "(", ")");
+    match several {
+        true => assert_eq!(release, "1, -1000 - slot", "{text}"),
+        false => assert_eq!(key(release), keys[0].release(!shared), "{text}"),
+    }
     Turn {
         enter: entered,
         keys,
         shared,
         leave,
-        settle: seconds(wait, "if not released then perform pg_catalog.pg_sleep("),
+        place: call_key(then, "pg_advisory_unlock("),
+        seen: call_key(then, "pg_advisory_unlock_shared("),
+        settle: seconds(then, "then perform pg_catalog.pg_sleep("),
         time: if several {
             let milliseconds = between(wait, "interval '", " ms'")
                 .parse()

@@ -200,7 +200,7 @@ impl World {
             events: Vec::new(),
             free: Vec::new(),
             serial: 0,
-            server: Server::new(rate),
+            server: Server::new(rate, schedule.places),
             server_serial: 0,
             restart_in: SECOND,
             stops_cleanly: true,
@@ -1112,7 +1112,7 @@ impl World {
         self.lose_sessions(None);
         self.server_serial += 1;
         let rate = self.random.below(401) as i64 - 200;
-        self.server = Server::promote(rate, self.server.timeline, self.now);
+        self.server = Server::promote(rate, &self.server, self.now);
         self.server_frozen = 0;
         self.disturb();
         self.epoch += 1;

@@ -21,6 +21,6 @@ pub use net::{BlackHole, ClosedPort, FakeServer, Witness};
 pub use pglock::{Output, Pglock, Running};
 pub use proxy::{Proxy, What, When};
 pub use scratch::{Marker, Scratch};
-pub use server::{Server, Stop};
+pub use server::{NOT_ASIDE, Server, Stop};
 pub use session::Session;
 pub use wait::{PATIENCE, eventually};

@@ -23,6 +23,10 @@ use super::tls::Authority;
 use super::wait::{PATIENCE, within};
 use super::{Scratch, eventually};
 
+/// The condition that a row of the lock table is not about a key that waiters have beside the lock: a place in its queue, say.
+pub const NOT_ASIDE: &str =
+    "not (objsubid = 2 and objid::bigint between 4294927296 and 4294967196)";
+
 /// How to stop a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stop {

@@ -13,6 +13,7 @@ impl State {
             Phase::Asking(question) => match question {
                 Question::Try { .. } if pooled => "trying, pooled",
                 Question::Try { .. } => "trying",
+                Question::Look { .. } => "looking",
                 Question::Wait { .. } => "waiting",
                 Question::Rollback => "leaving a transaction",
                 Question::Age { .. } => "asking age",
@@ -23,6 +24,7 @@ impl State {
                 Question::Listing => "listing",
             },
             Phase::Pausing(Pause::Turn(_)) => "before a turn",
+            Phase::Pausing(Pause::Rest) => "resting",
             Phase::Pausing(Pause::Attempt) => "before an attempt",
             Phase::Pausing(Pause::Round) => "before a round",
             Phase::HoldingOff { .. } => "holding off",
@@ -54,6 +56,7 @@ impl Event {
                     Verdict::Held(_) => "held",
                     Verdict::Busy => "busy",
                     Verdict::QueueHead => "busy, first in the queue",
+                    Verdict::Place(_) => "place",
                     Verdict::RecentlyRestarted => "young",
                     Verdict::Pooled => "pooled",
                     Verdict::Standby => "standby",

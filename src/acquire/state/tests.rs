@@ -102,6 +102,7 @@ const TRY: Question = Question::Try {
 const WAIT: Question = Question::Wait {
     milliseconds: 900,
     first: false,
+    place: 7,
 };
 
 fn why() -> AttemptError {
@@ -117,6 +118,11 @@ fn phases() -> Vec<(&'static str, State)> {
         sent: at(102.5),
         hosts_left: 1,
         ..State::new(plan(), at(START))
+    };
+    let queued = |phase| State {
+        has_looked: true,
+        place: Some(7),
+        ..state(phase)
     };
     let pooled = |phase| State {
         scope: LockScope::Transaction,
@@ -143,7 +149,11 @@ fn phases() -> Vec<(&'static str, State)> {
         ),
         ("trying", state(Phase::Asking(TRY))),
         ("trying, pooled", pooled(Phase::Asking(TRY))),
-        ("waiting", state(Phase::Asking(WAIT))),
+        (
+            "looking",
+            state(Phase::Asking(Question::Look { first: false })),
+        ),
+        ("waiting", queued(Phase::Asking(WAIT))),
         (
             "leaving a transaction",
             State {
@@ -157,7 +167,8 @@ fn phases() -> Vec<(&'static str, State)> {
         ("renewing", state(Phase::Asking(Question::Renew))),
         ("naming standbys", state(Phase::Asking(Question::Standbys))),
         ("listing", state(Phase::Asking(Question::Listing))),
-        ("before a turn", state(Phase::Pausing(Pause::Turn(false)))),
+        ("before a turn", queued(Phase::Pausing(Pause::Turn(false)))),
+        ("resting", state(Phase::Pausing(Pause::Rest))),
         ("before an attempt", pooled(Phase::Pausing(Pause::Attempt))),
         ("before a round", state(Phase::Pausing(Pause::Round))),
         ("holding off", state(holding_off)),
@@ -186,6 +197,7 @@ fn events() -> Vec<(&'static str, Event)> {
         ("held", verdict(Verdict::Held(None))),
         ("busy", verdict(Verdict::Busy)),
         ("busy, first in the queue", verdict(Verdict::QueueHead)),
+        ("place", verdict(Verdict::Place(7))),
         ("young", verdict(Verdict::RecentlyRestarted)),
         ("pooled", verdict(Verdict::Pooled)),
         ("standby", verdict(Verdict::Standby)),
@@ -282,12 +294,15 @@ fn asked(question: Question) -> String {
                 LockScope::Transaction => format!("{how} in a transaction"),
             }
         }
+        Question::Look { first: true } => "look for the first time".to_owned(),
+        Question::Look { first: false } => "look".to_owned(),
         Question::Wait {
             milliseconds,
             first,
+            place,
         } => {
-            let place = if first { " as the first" } else { "" };
-            format!("wait {milliseconds} ms{place}")
+            let head = if first { " as the first" } else { "" };
+            format!("wait {milliseconds} ms in place {place}{head}")
         }
         Question::Rollback => "rollback".to_owned(),
         Question::Age { .. } => "age".to_owned(),
@@ -568,6 +583,7 @@ fn a_late_answer_is_cancelled_and_another_asked() {
     // An answer that comes makes way for newer reasons.
     run.on(connected());
     run.on(verdict(Verdict::Busy));
+    run.on(verdict(Verdict::Place(5)));
     assert_eq!(run.at(131.0, Event::Late), "cancel");
     assert_eq!(
         run.shown(Event::Finished),
@@ -617,8 +633,15 @@ fn a_wait_that_ends_names_the_holders() {
         wait: Wait::Seconds(1),
         ..plan()
     });
-    assert_eq!(run.shown(verdict(Verdict::Busy)), "ask wait 900 ms");
-    assert_eq!(run.at(100.9, verdict(Verdict::Busy)), "ask wait 100 ms");
+    run.on(verdict(Verdict::Busy));
+    assert_eq!(
+        run.shown(verdict(Verdict::Place(5))),
+        "ask wait 900 ms in place 5"
+    );
+    assert_eq!(
+        run.at(100.9, verdict(Verdict::Busy)),
+        "ask wait 100 ms in place 5"
+    );
     assert_eq!(run.at(101.0, verdict(Verdict::Busy)), "ask holders");
     let holders = Answer::Holders(vec!["user me".to_owned(), "user you".to_owned()]);
     assert_eq!(run.shown(Event::Answered(holders)), "not obtained");
@@ -640,10 +663,17 @@ fn the_first_in_the_queue_says_so_in_the_next_turn() {
         wait: Wait::Forever,
         ..plan()
     });
-    assert_eq!(run.shown(verdict(Verdict::Busy)), "ask wait 900 ms");
+    assert_eq!(
+        run.shown(verdict(Verdict::Busy)),
+        "ask look for the first time"
+    );
+    assert_eq!(
+        run.shown(verdict(Verdict::Place(5))),
+        "ask wait 900 ms in place 5"
+    );
     assert_eq!(
         run.at(100.9, verdict(Verdict::QueueHead)),
-        "ask wait 900 ms as the first"
+        "ask wait 900 ms in place 5 as the first"
     );
     run.now = 101.0;
     let Order::End(Ending::Taken(taken)) = run.on(verdict(Verdict::Held(None))) else {
@@ -657,6 +687,7 @@ fn the_first_in_the_queue_says_so_in_the_next_turn() {
 fn a_server_that_does_not_wait_is_not_asked_without_a_pause() {
     let mut run = Run::connected(plan());
     run.on(verdict(Verdict::Busy));
+    run.on(verdict(Verdict::Place(5)));
     let order = run.on(verdict(Verdict::QueueHead));
     assert_eq!(
         order,
@@ -667,8 +698,54 @@ fn a_server_that_does_not_wait_is_not_asked_without_a_pause() {
     );
     assert_eq!(
         run.at(100.45, Event::Passed),
-        "ask wait 900 ms as the first"
+        "ask wait 900 ms in place 5 as the first"
     );
+}
+
+#[test]
+fn who_finds_no_place_rests_and_looks_again_at_even_intervals() {
+    let mut run = Run::connected(Plan {
+        wait: Wait::Seconds(3),
+        ..plan()
+    });
+    run.random = 0.5;
+    run.on(verdict(Verdict::Busy));
+    // The first time only is drawn by lot.
+    assert_eq!(run.shown(verdict(Verdict::Busy)), "pause for 0.45 s");
+    for now in [100.45, 101.35] {
+        assert_eq!(run.at(now, Event::Passed), "ask look");
+        assert_eq!(
+            run.at(now + 0.1, verdict(Verdict::Busy)),
+            "pause for 0.80 s"
+        );
+    }
+    assert_eq!(run.at(102.25, Event::Passed), "ask look");
+    assert_eq!(
+        run.shown(verdict(Verdict::Place(95))),
+        "ask wait 750 ms in place 95"
+    );
+    // Another session has no place, and is not seen yet.
+    let mut run = Run::connected(plan());
+    run.on(verdict(Verdict::Busy));
+    run.on(verdict(Verdict::Place(5)));
+    run.on(lost(false));
+    run.on(Event::Passed);
+    run.on(connected());
+    assert_eq!(
+        run.shown(verdict(Verdict::Busy)),
+        "ask look for the first time"
+    );
+    // The wait may end at rest.
+    let mut run = Run::connected(Plan {
+        wait: Wait::Seconds(1),
+        ..plan()
+    });
+    run.random = 0.999;
+    run.on(verdict(Verdict::Busy));
+    run.on(verdict(Verdict::Busy));
+    run.at(100.9, Event::Passed);
+    assert_eq!(run.shown(verdict(Verdict::Busy)), "pause for 0.10 s");
+    assert_eq!(run.at(101.0, Event::Passed), "ask holders");
 }
 
 #[test]
@@ -844,7 +921,7 @@ fn a_signal_in_any_phase_is_the_end() {
             "{name}: {ending:?}"
         );
         let before: &[&str] = match name {
-            "trying" | "waiting" | "asking age" | "naming holders" | "renewing"
+            "trying" | "looking" | "waiting" | "asking age" | "naming holders" | "renewing"
             | "naming standbys" | "listing" => &["withdraw", "release"],
             "trying, pooled" | "leaving a transaction" => &["withdraw", "roll back"],
             "connecting beside" => &["release"],
@@ -852,6 +929,7 @@ fn a_signal_in_any_phase_is_the_end() {
             "ready"
             | "connecting"
             | "before a turn"
+            | "resting"
             | "before an attempt"
             | "before a round"
             | "holding off"
