@@ -819,7 +819,13 @@ impl State {
             }
             (Answer::Verdict(Verdict::Busy), Question::Look { first }) => self.rest(first, at),
             (
-                Answer::Verdict(Verdict::Held(_) | Verdict::QueueHead | Verdict::RecentlyRestarted),
+                Answer::Verdict(
+                    Verdict::Held(_)
+                    | Verdict::QueueHead
+                    | Verdict::RecentlyRestarted
+                    | Verdict::Differs(_)
+                    | Verdict::Doubtful,
+                ),
                 Question::Look { .. },
             )
             | (Answer::Verdict(Verdict::Place(_)), Question::Try { .. } | Question::Wait { .. }) => {

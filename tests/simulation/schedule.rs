@@ -59,7 +59,6 @@ pub enum Ordered {
     Connect,
     ConnectBeside,
     Try,
-    Look,
     Wait,
     Rollback,
     Age,
@@ -77,7 +76,7 @@ pub enum Ordered {
 }
 
 impl Ordered {
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 16] = [
         Self::Connect,
         Self::ConnectBeside,
         Self::Try,
@@ -94,7 +93,6 @@ impl Ordered {
         Self::Withdraw,
         Self::EndTransaction,
         Self::Release,
-        Self::Look,
     ];
 
     pub fn of(order: &acquire::Order) -> Self {
@@ -104,8 +102,7 @@ impl Ordered {
             Order::ConnectBeside(_) => Self::ConnectBeside,
             Order::Ask { question, .. } => match question {
                 acquire::Question::Try { .. } => Self::Try,
-                acquire::Question::Look { .. } => Self::Look,
-                acquire::Question::Wait { .. } => Self::Wait,
+                acquire::Question::Look { .. } | acquire::Question::Wait { .. } => Self::Wait,
                 acquire::Question::Rollback => Self::Rollback,
                 acquire::Question::Age { .. } => Self::Age,
                 acquire::Question::Holders => Self::Holders,
