@@ -41,7 +41,7 @@ impl Stage {
         match () {
             () if sql.trim() == ";" => Stage::Beat,
             () if has("lock_not_available") => Stage::Wait,
-            () if has("pglock released") => Stage::Release,
+            () if has("select pg_catalog.pg_advisory_unlock") => Stage::Release,
             () if takes && has("extract(epoch") => Stage::Retake,
             () if takes => Stage::Lock,
             () if has("client_addr") => Stage::Holders,
