@@ -36,7 +36,7 @@ fn a_key_is_the_lock_that_sql_takes() {
         let holder = keyed(&server, key).hold();
         holder.wait_for_line(&format!("Lock ID {key} obtained successfully!"));
         let status = keyed(&server, key).flag("--status").run();
-        let table = status.assert_status(0).stdout();
+        let table = status.assert_status(9).stdout();
         assert!(table.contains("holder  exclusive"), "{key}: {table}");
         assert_eq!(
             session.exec(&format!("select pg_try_advisory_lock({arguments})")),
