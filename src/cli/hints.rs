@@ -97,6 +97,8 @@ mod tests {
             ("LOCKID", "--lockid"),
             ("lock-id", "--lockid"),
             ("lock", "--lockname"),
+            ("key", "--lockkey"),
+            ("lock_key", "--lockkey"),
             ("conflict-exitcode", "--conflict-exit-code"),
             ("hlep", "--help"),
             ("quiet", "--quiet"),
