@@ -88,7 +88,8 @@ impl Supervisor<'_> {
         if let Some(change) = ended
             && let End::Ran(_) = self.command.end(change)
         {
-            self.log.detail(self.times.summary(change, sys::now()));
+            self.log
+                .detail(self.times.summary(change, is_lost, sys::now()));
         }
         if let Some(change @ Change::Killed(signal)) = ended
             && self.was_typed(change)

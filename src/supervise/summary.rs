@@ -15,8 +15,8 @@ pub struct Times {
 }
 
 impl Times {
-    /// The line for a command that ended so, now that the lock is given up.
-    pub fn summary(&self, change: Change, now: Moment) -> String {
+    /// The line for a command that ended so, now that the lock is given up, if it was not lost.
+    pub fn summary(&self, change: Change, is_lost: bool, now: Moment) -> String {
         let status = Exit::of_change(change).status();
         let how = match change {
             Change::Killed(signal) => format!("by {signal}, status {status},"),
@@ -25,11 +25,14 @@ impl Times {
             }
         };
         let ended = self.ended.unwrap_or(now);
+        let end = match is_lost {
+            true => "lost".to_owned(),
+            false => format!("given up {} s after the command", seconds(now.since(ended))),
+        };
         format!(
-            "The command ended {how} after {} s; the lock was obtained in {} s, and given up {} s after the command.",
+            "The command ended {how} after {} s; the lock was obtained in {} s, and {end}.",
             seconds(ended.since(self.obtained)),
             seconds(self.obtained.since(self.start)),
-            seconds(now.since(ended))
         )
     }
 }
@@ -53,13 +56,14 @@ mod tests {
             (Change::Exited(3), "with status 3"),
             (Change::Killed(Signal::KILL), "by SIGKILL, status 137,"),
         ] {
-            assert_eq!(
-                times.summary(change, at(132.4)),
-                format!(
-                    "The command ended {words} after 2.0 s; the lock was obtained in 0.4 s, and given up 30.0 s after the \
-                     command."
-                )
-            );
+            for (is_lost, end) in [(false, "given up 30.0 s after the command"), (true, "lost")] {
+                assert_eq!(
+                    times.summary(change, is_lost, at(132.4)),
+                    format!(
+                        "The command ended {words} after 2.0 s; the lock was obtained in 0.4 s, and {end}."
+                    )
+                );
+            }
         }
     }
 }
