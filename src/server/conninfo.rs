@@ -97,9 +97,14 @@ impl Target {
         for (keyword, value) in &given {
             secrets::note_setting(keyword, &String::from_utf8_lossy(value));
         }
-        if get(&given, "fallback_application_name").is_none() {
+        // What is asked for with a flag of its own is stronger than what libpq knows.
+        let name = match title.label {
+            Some(_) => "application_name",
+            None => "fallback_application_name",
+        };
+        if title.label.is_some() || get(&given, name).is_none() {
             let label = session_name::label(title, Duration::ZERO);
-            set(&mut given, "fallback_application_name", label.as_bytes());
+            set(&mut given, name, label.as_bytes());
         }
         // The encoding of all that pglock itself says to a server.
         set(&mut given, "client_encoding", b"UTF8");

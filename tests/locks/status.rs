@@ -1136,6 +1136,29 @@ fn a_lock_shows_by_its_name() {
 }
 
 #[test]
+fn a_label_is_stronger_than_another_name_of_the_session() {
+    let server = Server::new();
+    for (variable, value) in [
+        ("PGAPPNAME", "my job"),
+        ("PGLOCK_DATABASE", "application_name='my job'"),
+    ] {
+        let named = Pglock::on(&server).env(variable, value);
+        for (pglock, shown) in [
+            (named.clone(), "my job"),
+            (named.flags(["--label", "the label"]), "the label"),
+        ] {
+            let holder = pglock.hold();
+            let (_, rows) = status(&server, ["--lockid", "1"]);
+            assert_eq!(rows.len(), 1, "{rows:?}");
+            assert_eq!(rows[0].get("COMMAND"), shown, "{variable}");
+            let has_pid = rows[0].get("PID") == holder.pid().to_string();
+            assert_eq!(has_pid, shown == "the label", "{variable}");
+            holder.finish().assert_status(0);
+        }
+    }
+}
+
+#[test]
 fn the_document_says_until_when_a_lock_is_held() {
     let server = Server::new();
     let holder = Pglock::on(&server)
