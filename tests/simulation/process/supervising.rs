@@ -263,6 +263,7 @@ impl World {
             it.heard = heard;
             if is_lost || matches!(event, supervise::Event::SessionLost(..)) {
                 it.keeps_until = 0;
+                self.look();
             }
             if let Some(shown) = shown {
                 self.tell(|| format!("pglock {client}: {shown} -> {effects:?}"));
@@ -345,6 +346,7 @@ impl World {
                     return Some(supervise::Event::Woken(false));
                 }
                 self.clients[client].keeps_until = 0;
+                self.look();
                 self.supervising(client)?.suspended = true;
                 let time = self.random.next() % (self.schedule.ttl * 2 * SECOND);
                 self.after(time, Event::Resume(client));
