@@ -117,20 +117,24 @@ pub fn is_held(rows: &[Row]) -> bool {
     rows.iter().any(Row::is_holder)
 }
 
-/// Who holds the lock, in words.
+/// Who holds the lock, in words; of a program that is no pglock less is known.
 pub fn holders(rows: &[Row]) -> Vec<String> {
     rows.iter()
         .filter(|row| row.is_holder())
         .map(|row| {
             let Line([_, _, _, since, until, host, pid, user, _, backend, command]) =
                 Line::new(row, None);
-            let until = match until.as_str() {
+            let known = |field: &str, words: String| match field {
                 NOTHING => String::new(),
-                until => format!(", held until {until} at least"),
+                _ => words,
             };
-            format!(
-                "user {user}, process {pid} on {host}, backend {backend}, since {since}{until}: {command}"
-            )
+            let place = match pid.as_str() {
+                NOTHING => known(&host, format!(", from {host}")),
+                _ => format!(", process {pid} on {host}"),
+            };
+            let since = known(&since, format!(", since {since}"));
+            let until = known(&until, format!(", held until {until} at least"));
+            format!("user {user}{place}, backend {backend}{since}{until}: {command}")
         })
         .collect()
 }
@@ -303,5 +307,35 @@ mod tests {
         );
         assert!(table(&[own], Some("asked")).contains("  asked  "));
         assert_eq!(json(&[], None), "[]\n");
+    }
+    #[test]
+    fn of_a_holder_is_said_what_is_known() {
+        let some = |text: &str| Some(text.to_owned());
+        let row = Row {
+            state: some("holder"),
+            user: some("ops"),
+            backend: some("99"),
+            session_name: some("psql"),
+            ..Row::default()
+        };
+        let remote = Row {
+            address: some("192.0.2.7"),
+            ..row.clone()
+        };
+        let own = Row {
+            session_name: some("pglock 12@web-07 1800000000 job"),
+            ..remote.clone()
+        };
+        let said = holders(&[row, remote, own]);
+        assert_eq!(
+            said[..2],
+            [
+                "user ops, backend 99: psql",
+                "user ops, from 192.0.2.7, backend 99: psql"
+            ]
+        );
+        let own = &said[2];
+        let is_whole = own.starts_with("user ops, process 12 on web-07, backend 99, since 20");
+        assert!(is_whole && own.ends_with(": job"), "{own}");
     }
 }

@@ -1468,9 +1468,14 @@ impl State {
     /// Others count so many slots. Whoever is turned away for that as well is soon gone: it is looked again, without the session by which they see
     /// this one.
     fn differs(&mut self, slots: u32, at: &mut At) -> Order {
+        // Whoever gives none need not know of the flag.
+        let default = match self.plan.slots {
+            1 => " (the default)",
+            _ => "",
+        };
         let message = format!(
-            "--slots {} is asked for, but others who hold the lock or wait for it have --slots {slots}: all who use a \
-             lock must give the same number",
+            "--slots {}{default} is asked for, but others who hold the lock or wait for it have --slots {slots}: all who \
+             use a lock must give the same number",
             self.plan.slots
         );
         self.differed += 1;

@@ -689,12 +689,13 @@ fn slots_that_cannot_be_are_refused() {
     assert!(!witness.was_disturbed());
 }
 
-/// That it is refused, and says both numbers.
+/// That it is refused, and says both numbers, and whether its own is one that nobody gave.
 #[track_caller]
 fn assert_counts_differ(pglock: Pglock, own: u32, others: u32) {
+    let default = if own == 1 { " (the default)" } else { "" };
     let output = pglock.command(["echo", "runs"]).run();
     output.assert_failed(&[
-        &format!("--slots {own} is asked for"),
+        &format!("--slots {own}{default} is asked for"),
         &format!("have --slots {others}:"),
     ]);
     output.assert_stdout("");
