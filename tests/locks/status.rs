@@ -554,6 +554,11 @@ fn neither_the_server_nor_its_log_nor_the_wire_learns_the_arguments_of_the_comma
             (names().matches(" sh").count() == 2).then_some(())
         });
         assert!(!names().contains("hunter2"), "{}", names());
+        // It has its name from when it connects, and has not waited yet.
+        let queued = "select count(*) from pg_locks where locktype = 'advisory' and not granted";
+        eventually("it waits", PATIENCE, || {
+            (server.psql(queued) == "1").then_some(())
+        });
         let renamed = || server.log().matches("set session application_name").count();
         let before = renamed();
         holder.finish().assert_status(0);
