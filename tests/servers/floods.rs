@@ -247,12 +247,15 @@ fn a_server_that_is_always_young_is_left() {
 #[test]
 fn a_server_that_does_not_wait_is_not_asked_without_a_pause() {
     static ASKED: AtomicU32 = AtomicU32::new(0);
-    let busy = |_: &str| {
-        let number = ASKED.fetch_add(1, Ordering::Relaxed);
+    let busy = |sql: &str| {
+        ASKED.fetch_add(1, Ordering::Relaxed);
+        if sql.contains("'place '") {
+            return [row(&["place 0"]), ready()].concat();
+        }
         // The settings and the block of a turn come first.
-        let turn = match number {
-            0 => Vec::new(),
-            _ => [row(&[""]), complete()].concat(),
+        let turn = match sql.contains("pglock.slot") {
+            false => Vec::new(),
+            true => [row(&[""]), complete()].concat(),
         };
         [turn, row(&["busy"]), row(&[]), ready()].concat()
     };
@@ -262,7 +265,7 @@ fn a_server_that_does_not_wait_is_not_asked_without_a_pause() {
         .run();
     output.assert_status(75);
     let asked = ASKED.load(Ordering::Relaxed);
-    assert!(asked < 20, "{asked}\n{}", output.report());
+    assert!((3..20).contains(&asked), "{asked}\n{}", output.report());
 }
 
 #[test]
