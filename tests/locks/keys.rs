@@ -27,6 +27,29 @@ fn in_sql(key: &str) -> String {
     }
 }
 
+/// What stands for the lock in the keys beside it, by the manual.
+fn beside(key: &str) -> String {
+    if let Some((first, second)) = key.split_once(',') {
+        let first: i64 = first.parse().expect("a number");
+        let second: i32 = second.parse().expect("a number");
+        let number = (first << 32) + i64::from(second as u32);
+        return format!("(hashint8extended('{number}', -1) >> 32)::int");
+    }
+    match key.parse::<u32>() {
+        Ok(id) => (id as i32).to_string(),
+        Err(_) => format!("(hashint8extended('{key}', 0) >> 32)::int"),
+    }
+}
+
+/// Waits until somebody has what this argument of SQL's functions names.
+#[track_caller]
+fn wait_until_taken(session: &mut Session, arguments: &str) {
+    eventually(&format!("{arguments} is taken"), PATIENCE, || {
+        let question = format!("select pg_try_advisory_xact_lock({arguments})");
+        (session.exec(&question) == "f").then_some(())
+    });
+}
+
 #[test]
 fn a_key_is_the_lock_that_sql_takes() {
     let server = Server::new();
@@ -63,6 +86,7 @@ fn a_key_is_the_lock_that_sql_takes() {
 #[test]
 fn a_key_is_waited_for_and_shared() {
     let server = Server::new();
+    let mut session = server.session();
     for key in KEYS {
         let holder = keyed(&server, key).hold();
         let waiter = keyed(&server, key).flag("--block").open_input();
@@ -73,6 +97,7 @@ fn a_key_is_waited_for_and_shared() {
                 .psql("select count(*) from pg_locks where locktype = 'advisory' and not granted");
             (waiting == "1").then_some(())
         });
+        wait_until_taken(&mut session, &format!("{}, -1", beside(key)));
         holder.finish().assert_status(0);
         waiter.wait_for_line(&format!("Lock ID {key} obtained successfully!"));
         waiter.finish().assert_status(0);
@@ -87,6 +112,7 @@ fn a_key_is_waited_for_and_shared() {
 #[test]
 fn a_number_of_any_size_has_slots() {
     let server = Server::new();
+    let mut session = server.session();
     for key in ["7", "-1", "4294967296", "-9223372036854775808"] {
         let slots = |count: &str| keyed(&server, key).flags(["--slots", count]);
         let first = slots("2").hold();
@@ -100,6 +126,12 @@ fn a_number_of_any_size_has_slots() {
         let waiter = slots("2").flag("--block").open_input();
         let waiter = waiter.command(["cat"]).spawn();
         waiter.wait_for_line("Obtaining lock without timeout..");
+        wait_until_taken(&mut session, &format!("{}, 0", beside(key)));
+        let slot = match key {
+            "7" => "7, 2".to_owned(),
+            _ => format!("hashint8extended('{key}', 1)"),
+        };
+        wait_until_taken(&mut session, &slot);
         first.finish().assert_status(0);
         waiter.wait_for_line(&format!("Lock ID {key} obtained successfully!"));
         waiter.finish().assert_status(0);
