@@ -101,7 +101,7 @@ impl Lock {
         let taken = format!(
             "pg_catalog.pg_try_advisory{transaction}_lock{}({})",
             self.suffix(),
-            self.key.arguments()
+            self.key
         );
         let taken = match self.count {
             Some(count) => format!(
@@ -194,11 +194,7 @@ impl Lock {
                 key.release(false)
             ),
         });
-        let arguments = key.arguments();
-        let unlock = format!(
-            "pg_catalog.pg_advisory_unlock{}({arguments})",
-            self.suffix()
-        );
+        let unlock = format!("pg_catalog.pg_advisory_unlock{}({key})", self.suffix());
         let unlocked = statements.add(format!("select {unlock}"));
         if let Some(count) = self.count {
             statements.add(format!(
@@ -212,7 +208,7 @@ impl Lock {
                 key.condition()
             )
         } else {
-            format!("select case when pg_catalog.pg_try_advisory_lock({arguments}) then {unlock} else false end")
+            format!("select case when pg_catalog.pg_try_advisory_lock({key}) then {unlock} else false end")
         });
         statements.query_in_part(move |answer| Released {
             was_held: answer.field(unlocked, 0) == Some("t"),

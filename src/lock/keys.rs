@@ -58,14 +58,6 @@ impl Key {
         })
     }
 
-    /// As the arguments of the server's functions. To the server a minus and the digits of the smallest bigint are not one.
-    pub fn arguments(self) -> String {
-        match self {
-            Self::One(i64::MIN) => format!("'{self}'"),
-            Self::One(_) | Self::Two(..) => self.to_string(),
-        }
-    }
-
     /// The first number of the pairs that are its slots and companions, where it has such by itself.
     fn first(self) -> Option<i32> {
         match self {
@@ -228,16 +220,13 @@ impl LockRequest {
     /// The call of a function for the slot of this number or expression.
     pub fn call(&self, dialect: &dyn Dialect, function: &str, slot: &str) -> Result<String, Error> {
         Ok(match &self.name {
-            Name::Key(key) if self.slots == 1 => format!("{function}({})", key.arguments()),
+            Name::Key(key) if self.slots == 1 => format!("{function}({key})"),
             Name::Key(key) => {
                 let other = match key.first() {
                     Some(first) => format!("{first}, {slot}"),
                     None => self.hash(dialect, slot)?,
                 };
-                format!(
-                    "case {slot} when 1 then {function}({}) else {function}({other}) end",
-                    key.arguments()
-                )
+                format!("case {slot} when 1 then {function}({key}) else {function}({other}) end")
             }
             Name::Text(_) => format!("{function}({})", self.hash(dialect, slot)?),
         })
