@@ -225,8 +225,8 @@ fn quoted(text: &str) -> String {
     quoted + "\""
 }
 
-/// A time in seconds since 1970 by RFC 3339, in UTC. By Howard Hinnant's `civil_from_days`: years begin in March, so that the day of a leap
-/// year is the last, and 400 of them, an era, have the same number of days.
+/// A time in seconds since 1970 by RFC 3339, in UTC. By Howard Hinnant's `civil_from_days`: years begin in March, so that the
+/// day of a leap year is the last, and 400 of them, an era, have the same number of days.
 fn rfc_3339(time: i64) -> String {
     const DAY: i64 = 86_400;
     const ERA: i64 = 146_097;
@@ -308,6 +308,7 @@ mod tests {
         assert!(table(&[own], Some("asked")).contains("  asked  "));
         assert_eq!(json(&[], None), "[]\n");
     }
+
     #[test]
     fn of_a_holder_is_said_what_is_known() {
         let some = |text: &str| Some(text.to_owned());

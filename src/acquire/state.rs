@@ -22,16 +22,17 @@ use crate::sys::Signal;
 /// How long to wait between two attempts behind a pooler, on the average: a waiter there must not sit on
 /// one of the pool's few connections.
 const POOLED_PAUSE: Duration = Duration::from_millis(500);
-/// How long one who has no place in the server's queue rests before the next look for one. By it the server hears of the session, too: it is
-/// shorter than any lease.
+/// How long one who has no place in the server's queue rests before the next look for one. By it the server hears of the
+/// session, too: it is shorter than any lease.
 const REST: Duration = Duration::from_millis(900);
 /// How long after its time an answer may come that is under way.
 const UNDER_WAY: Duration = Duration::from_secs(1);
 /// The first and the longest pause before a server is tried again that is down, starting or full.
 const RETRY: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(1)];
 
-/// How long to wait before it is looked again whether others count the slots of the lock otherwise, on the average; and how often it is looked,
-/// the first time included. Newcomers who are turned away for that see each other, and so would turn away each other.
+/// How long to wait before it is looked again whether others count the slots of the lock otherwise, on the average; and how
+/// often it is looked, the first time included. Newcomers who are turned away for that see each other, and so would turn away
+/// each other.
 const RECOUNT: Duration = Duration::from_millis(150);
 const COUNTS: u32 = 3;
 
@@ -212,11 +213,11 @@ impl Question {
 pub enum Verdict {
     /// It is held; with the fencing token, if one came with it.
     Held(Option<u64>),
-    /// Others scope it.
+    /// Others hold it.
     Busy,
-    /// Others scope it, and this session is the first of those who wait.
+    /// Others hold it, and this session is the first of those who wait.
     QueueHead,
-    /// Others scope it, and this session has this place in the queue.
+    /// Others hold it, and this session has this place in the queue.
     Place(u32),
     /// The server has just lost its sessions.
     RecentlyRestarted,
@@ -1465,13 +1466,14 @@ impl State {
         }
     }
 
-    /// Others count so many slots. Whoever is turned away for that as well is soon gone: it is looked again, without the session by which they see
-    /// this one.
+    /// Others count so many slots. Whoever is turned away for that as well is soon gone: it is looked again, without the
+    /// session by which they see this one.
     fn differs(&mut self, slots: u32, at: &mut At) -> Order {
         // Whoever gives none need not know of the flag.
-        let default = match self.plan.slots {
-            1 => " (the default)",
-            _ => "",
+        let default = if self.plan.slots == 1 {
+            " (the default)"
+        } else {
+            ""
         };
         let message = format!(
             "--slots {}{default} is asked for, but others who hold the lock or wait for it have --slots {slots}: all who \

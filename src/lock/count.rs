@@ -1,6 +1,6 @@
-//! That all who use a lock count its slots alike. Whoever has `--slots N` with N > 1 holds a key in share that tells N, as long as it
-//! waits and as long as it holds; whoever has none holds nothing beside the lock, and so counts as N = 1, be it a session of SQL's.
-//! A newcomer sees in the rows of the lock table that prove its lock whether others count otherwise.
+//! That all who use a lock count its slots alike. Whoever has `--slots N` with N > 1 holds a key in share that tells N, as long
+//! as it waits and as long as it holds; whoever has none holds nothing beside the lock, and so counts as N = 1, be it a session
+//! of SQL's. A newcomer sees in the rows of the lock table that prove its lock whether others count otherwise.
 //!
 //! The key is `(X, Y)`: X and the middle of Y are a hash of what the lock is called, made here and not by the server, to which each
 //! function more is expensive; Y is 2^30 and up, and its lowest 14 bits are N. Nobody else's keys are likely to be there.
@@ -76,8 +76,8 @@ impl LockRequest {
         }
     }
 
-    /// The first number of these keys, and the second without N: FNV-1a by Fowler, Noll and Vo, of 64 bits, stirred as MurmurHash3's end
-    /// does.
+    /// The first number of these keys, and the second without N: FNV-1a by Fowler, Noll and Vo, of 64 bits, stirred as
+    /// MurmurHash3's end does.
     fn count_hash(&self) -> (i32, u32) {
         let text = match &self.name {
             Name::Key(key) => format!("#{key}"),

@@ -137,8 +137,8 @@ impl Lock {
         statements.query(|_| Ok(()))
     }
 
-    /// Renames the session for people who look at the server; it counts as a sign. By a statement that needs no snapshot: one may have to be
-    /// waited for, where a role's transactions are deferrable by default.
+    /// Renames the session for people who look at the server; it counts as a sign. By a statement that needs no snapshot: one
+    /// may have to be waited for, where a role's transactions are deferrable by default.
     ///
     /// # Errors
     /// The name cannot be said to the server.
@@ -171,8 +171,8 @@ impl Lock {
     }
 
     /// Gives the lock up, and says so beforehand to those who wait, by [keys](Key::release) that go with the session. Asks then
-    /// whether somebody has waited for it, and has it now: an exclusive lock could otherwise be taken once more; of a shared one only the
-    /// lock table can tell. What comes after the unlock may fail: it was given up all the same.
+    /// whether somebody has waited for it, and has it now: an exclusive lock could otherwise be taken once more; of a shared
+    /// one only the lock table can tell. What comes after the unlock may fail: it was given up all the same.
     pub fn release_query(self) -> Query<Released> {
         let key = self.key;
         let mut statements = Statements::new();

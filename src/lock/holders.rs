@@ -89,7 +89,8 @@ pub fn query(
     dialect: &dyn Dialect,
     request: Option<&LockRequest>,
 ) -> Result<Query<Holders>, Error> {
-    // Of other programs' locks it is not known whether such a key is one that is waited with; and a pair may be asked for that looks like one.
+    // Of other programs' locks it is not known whether such a key is one that is waited with; and a pair may be asked for that
+    // looks like one.
     let own = |which: CompanionKey| Ok(format!("({} and {IS_OWN})", which.condition()));
     let key = keys::key_of_row();
     let never = || "false".to_owned();

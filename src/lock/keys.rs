@@ -1,12 +1,13 @@
 //! The keys of a lock in the server's lock table, and the SQL that names them.
 //!
-//! Lock N is `pg_advisory_lock(N)`, the lock of a name `hashtextextended(name, 0)`, that of a pair `pg_advisory_lock(a, b)`. Of several
-//! slots the first is the lock itself. Slot i > 1 of a lock N from 0 to 2^32 - 1 is `pg_advisory_lock(N, i)`, with N - 2^32 from 2^31
-//! on, of any other number `hashint8extended(N, i - 1)`, of a name `hashtextextended(name, i - 1)`. A pair has no slots. Each lock has some
-//! [companions](CompanionKey) besides, and each of its keys has two that tell that it was [given up](Key::release).
+//! Lock N is `pg_advisory_lock(N)`, the lock of a name `hashtextextended(name, 0)`, that of a pair `pg_advisory_lock(a, b)`. Of
+//! several slots the first is the lock itself. Slot i > 1 of a lock N from 0 to 2^32 - 1 is `pg_advisory_lock(N, i)`, with N -
+//! 2^32 from 2^31 on, of any other number `hashint8extended(N, i - 1)`, of a name `hashtextextended(name, i - 1)`. A pair has
+//! no slots. Each lock has some [companions](CompanionKey) besides, and each of its keys has two that tell that it was [given
+//! up](Key::release).
 //!
-//! Whoever asks for the pair `(N, i)` asks for a slot of lock N, or for a key that its waiters wait with: the pair is excluded by whoever
-//! has that, and excludes it. It can make others wait, and never lets two hold one key.
+//! Whoever asks for the pair `(N, i)` asks for a slot of lock N, or for a key that its waiters wait with: the pair is excluded
+//! by whoever has that, and excludes it. It can make others wait, and never lets two hold one key.
 
 use std::fmt;
 
@@ -66,7 +67,8 @@ impl Key {
         }
     }
 
-    /// The key that one who gives this one up holds for a moment, so that those see it who wait for the lock `alone`, or to share it.
+    /// The key that one who gives this one up holds for a moment, so that those see it who wait for the lock `alone`, or to
+    /// share it.
     pub fn release(self, alone: bool) -> Self {
         let (first, slot) = match self {
             Self::One(key) => (self.first().unwrap_or((key >> 32) as i32), 1),
@@ -128,9 +130,10 @@ impl fmt::Display for Key {
     }
 }
 
-/// The keys by which it is told that slot i of lock N was given up are `(N, -1000 - i)` and `(N, -20000 - i)`, with i = 1 where there is but
-/// one, and of a pair `(N, i)` the same; of other numbers and names they are `(H, -1001)` and `(H, -20001)` with H for the upper half of the key. Many who give the lock up hold the first at once, in share, where one who has got the lock alone finds it; those who have got
-/// it together find the second.
+/// The keys by which it is told that slot i of lock N was given up are `(N, -1000 - i)` and `(N, -20000 - i)`, with i = 1 where
+/// there is but one, and of a pair `(N, i)` the same; of other numbers and names they are `(H, -1001)` and `(H, -20001)` with H
+/// for the upper half of the key. Many who give the lock up hold the first at once, in share, where one who has got the lock
+/// alone finds it; those who have got it together find the second.
 fn release(alone: bool) -> i32 {
     match alone {
         true => -1000,
@@ -141,8 +144,8 @@ fn release(alone: bool) -> i32 {
 /// How many of those who wait for a lock stand in the server's queue. The others rest, and look for a place there now and then.
 pub const PLACES: u32 = 96;
 
-/// A key beside that of a lock: `(N, 0)`, `(N, -1)`, `(N, -100)` to `(N, -195)`, `(N, -198)` or `(N, -199)`; for a name, a pair or a number that
-/// is none from 0 to 2^32 - 1 with the upper half of its hash in the place of N.
+/// A key beside that of a lock: `(N, 0)`, `(N, -1)`, `(N, -100)` to `(N, -195)`, `(N, -198)` or `(N, -199)`; for a name, a pair
+/// or a number that is none from 0 to 2^32 - 1 with the upper half of its hash in the place of N.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CompanionKey {
     /// Who waits for a slot queues for it; only the first in the queue looks for a free slot.
@@ -200,8 +203,8 @@ pub fn is_aside() -> String {
 }
 
 impl LockRequest {
-    /// Whether this is a key of the lock that is wanted, or of a slot of it. What the server makes of a name or a number by its hash only
-    /// the server knows.
+    /// Whether this is a key of the lock that is wanted, or of a slot of it. What the server makes of a name or a number by its
+    /// hash only the server knows.
     pub fn comes_to(&self, key: Key) -> bool {
         match &self.name {
             Name::Key(own) if *own == key => true,
@@ -280,7 +283,8 @@ impl LockRequest {
         })
     }
 
-    /// The condition that a row of the lock table is about the lock itself, of several slots the first. By functions that are called anyway.
+    /// The condition that a row of the lock table is about the lock itself, of several slots the first. By functions that are
+    /// called anyway.
     ///
     /// # Errors
     /// The name of the lock cannot be said to the server.
@@ -312,7 +316,8 @@ impl LockRequest {
         })
     }
 
-    /// The key of a place in the queue, of which `place` is the expression of its number, as the arguments of the server's functions.
+    /// The key of a place in the queue, of which `place` is the expression of its number, as the arguments of the server's
+    /// functions.
     pub fn place_sql(&self, dialect: &dyn Dialect, place: &str) -> Result<String, Error> {
         let first = match self.first() {
             Some(first) => first.to_string(),
@@ -321,8 +326,8 @@ impl LockRequest {
         Ok(format!("{first}, {FIRST_PLACE} - {place}"))
     }
 
-    /// The key by which it is told that the slot of this number or expression was given up, see [`Key::release`], as the arguments of the
-    /// server's functions.
+    /// The key by which it is told that the slot of this number or expression was given up, see [`Key::release`], as the
+    /// arguments of the server's functions.
     pub fn release_sql(&self, dialect: &dyn Dialect, slot: &str) -> Result<String, Error> {
         let alone = !self.shared;
         let only = release(alone) - 1;
@@ -363,8 +368,9 @@ impl LockRequest {
         }
     }
 
-    /// What the lock is to the server that has no pairs of its own, for the slot of this number or expression: the hash of its name or number. A
-    /// pair has no slots, and so needs it only for its companions: it counts as the number of the same bits, in a slot below the first.
+    /// What the lock is to the server that has no pairs of its own, for the slot of this number or expression: the hash of its
+    /// name or number. A pair has no slots, and so needs it only for its companions: it counts as the number of the same bits,
+    /// in a slot below the first.
     fn hash(&self, dialect: &dyn Dialect, slot: &str) -> Result<String, Error> {
         Ok(match &self.name {
             Name::Key(Key::One(key)) => {

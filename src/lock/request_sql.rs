@@ -172,8 +172,8 @@ impl LockRequest {
         Ok(count + &self.any_slot(dialect, scope, &slot)?)
     }
 
-    /// Looks for a free place in the queue. `first` tells whether this session has not looked before: then it is seen to wait from now
-    /// on.
+    /// Looks for a free place in the queue. `first` tells whether this session has not looked before: then it is seen to wait
+    /// from now on.
     ///
     /// # Errors
     /// As [`try_query`](Self::try_query).
@@ -363,8 +363,8 @@ impl LockRequest {
         })
     }
 
-    /// The query whose last statement but one is this attempt at the lock, and its last this proof, if it is one that tells how others
-    /// count.
+    /// The query whose last statement but one is this attempt at the lock, and its last this proof, if it is one that tells how
+    /// others count.
     fn verdict_query(
         &self,
         mut statements: Statements,

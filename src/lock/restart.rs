@@ -160,10 +160,10 @@ pub fn is_recent(
     })
 }
 
-/// The condition that this is the first start of a new cluster: then nobody can have held a lock before it. At a first
-/// start the statistics are those of initdb, before the start, and know of no checkpoint; a clean stop counts one, and after
-/// any other the statistics begin anew, after the start. `None` where that is not told: before version 15. A standby does not count its
-/// checkpoints from version 17 on: it is no new cluster, and whether a server was one has to be known.
+/// The condition that this is the first start of a new cluster: then nobody can have held a lock before it. At a first start
+/// the statistics are those of initdb, before the start, and know of no checkpoint; a clean stop counts one, and after any
+/// other the statistics begin anew, after the start. `None` where that is not told: before version 15. A standby does not count
+/// its checkpoints from version 17 on: it is no new cluster, and whether a server was one has to be known.
 fn is_first_start(dialect: &dyn Dialect, tells_promotion: bool) -> Option<String> {
     if !tells_promotion {
         return None;

@@ -43,8 +43,8 @@ const UNEXPECTED: &str = "the server gave an unexpected answer to the lock call"
 const PROOF: &str = "select locktype, classid, objid, objsubid, mode from pg_catalog.pg_lock_status() \
      where not pg_catalog.int4ne(pid, pg_catalog.pg_backend_pid())";
 
-/// The condition that a turn has come to the lock, which it notes for what comes in the same query. The rows of the lock table, which are many
-/// where many wait, are not looked at where it does not hold.
+/// The condition that a turn has come to the lock, which it notes for what comes in the same query. The rows of the lock table,
+/// which are many where many wait, are not looked at where it does not hold.
 pub const TAKEN: &str = "pg_catalog.current_setting('pglock.slot', true) <> ''";
 
 /// What is wanted of a [`counted_proof`].

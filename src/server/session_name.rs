@@ -1,9 +1,9 @@
 //! The name that a session of pglock's goes by at the server, its `application_name`: everybody may see it in
-//! `pg_stat_activity`, other than most that stands there, and it may stand in the server's log. `pglock PID@HOST SINCE PROGRAM`,
-//! where SINCE is in seconds since 1970: since when it has waited for the lock or held it; `SINCE+HOLD` where it holds the lock
-//! for so many seconds at least. Of the command it has
-//! the program's name alone, for the arguments may be secrets, or the text of `--label` in its place. `=NAME` behind it is the name of the
-//! lock, where it has one and there is room for all of it.
+//! `pg_stat_activity`, other than most that stands there, and it may stand in the server's log. `pglock PID@HOST SINCE
+//! PROGRAM`, where SINCE is in seconds since 1970: since when it has waited for the lock or held it; `SINCE+HOLD` where it
+//! holds the lock for so many seconds at least. Of the command it has the program's name alone, for the arguments may be
+//! secrets, or the text of `--label` in its place. `=NAME` behind it is the name of the lock, where it has one and there is
+//! room for all of it.
 
 use std::ffi::OsString;
 use std::ops::RangeInclusive;
@@ -27,8 +27,8 @@ pub const IS_OWN: &str = "coalesce(application_name like 'pglock %', false)";
 /// What stands before the name of the lock.
 const LOCK: &str = " =";
 
-/// The times that a label may have, from the year 2000 to 9999. Any role can give itself a name that looks like a label, with a time
-/// that no calendar has.
+/// The times that a label may have, from the year 2000 to 9999. Any role can give itself a name that looks like a label, with a
+/// time that no calendar has.
 const TIMES: RangeInclusive<i64> = 946_684_800..=253_402_214_400;
 
 /// What a label is to say of a run.

@@ -64,8 +64,8 @@ impl Asked {
         }
     }
 
-    /// What the answer means, about this lock, which does without what is refused from then on where it can. One by which the server refuses what it cannot refuse is the end of the session, as any
-    /// answer to a sign of life that is none.
+    /// What the answer means, about this lock, which does without what is refused from then on where it can. One by which the
+    /// server refuses what it cannot refuse is the end of the session, as any answer to a sign of life that is none.
     pub fn read(&self, outcomes: &[Outcome], lock: &mut Lock) -> Event {
         let mut note = |unanswered: &Unanswered| {
             if let Unanswered::Refused(error) = unanswered {

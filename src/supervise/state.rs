@@ -12,11 +12,11 @@
 //! have gone down right after: by a server that has said something of an end, and has served nobody since. Where nothing was
 //! said, it may be a program in between that has gone.
 //!
-//! The way back begins where the session was, at home, and goes on to the other hosts in turn. A server that was promoted
-//! since the last sign of the one before is to a holder what one is that has restarted since: newcomers hold off there, and an
-//! old primary answers nobody once another is promoted. That a server was promoted is told by its timeline, for it is another
-//! than that on which the lock was held; and that it was since then, by a time that is an upper bound, and so alone is proof of nothing.
-//! A lock on any other server is worth nothing.
+//! The way back begins where the session was, at home, and goes on to the other hosts in turn. A server that was promoted since
+//! the last sign of the one before is to a holder what one is that has restarted since: newcomers hold off there, and an old
+//! primary answers nobody once another is promoted. That a server was promoted is told by its timeline, for it is another than
+//! that on which the lock was held; and that it was since then, by a time that is an upper bound, and so alone is proof of
+//! nothing. A lock on any other server is worth nothing.
 #![deny(
     clippy::wildcard_enum_match_arm,
     clippy::match_wildcard_for_single_variants

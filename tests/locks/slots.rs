@@ -20,7 +20,8 @@ fn large_server() -> Server {
     Server::builder().conf("max_connections = 130").start()
 }
 
-/// The advisory locks that are held, or waited for, but for the keys that tell how many slots are counted: `classid|objid|objsubid`.
+/// The advisory locks that are held, or waited for, but for the keys that tell how many slots are counted:
+/// `classid|objid|objsubid`.
 fn keys(server: &Server, which: &str) -> BTreeSet<String> {
     let rows = server.psql(&format!(
         "select classid, objid, objsubid from pg_locks where locktype = 'advisory' and {which} and {NOT_ASIDE}"

@@ -1,5 +1,6 @@
 //! What must never be, looked at after each event: more than so many commands that run and believe in the lock, a command
-//! without a grant, one that goes on since nobody is said to have had its lock meanwhile though somebody has, a free lock that nobody takes though somebody waits for it, anything that is left at the end.
+//! without a grant, one that goes on since nobody is said to have had its lock meanwhile though somebody has, a free lock that
+//! nobody takes though somebody waits for it, anything that is left at the end.
 //!
 //! The README names the moments in which two may run. Each is an [`Excuse`] here, which is opened by what brings it about and
 //! closed as soon as the README's bound is over; two that run at once without one are a fault.

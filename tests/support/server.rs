@@ -23,8 +23,8 @@ use super::tls::Authority;
 use super::wait::{PATIENCE, within};
 use super::{Scratch, eventually};
 
-/// The condition that a row of the lock table is not about a key that tells how many slots are counted, or that waiters have beside the
-/// lock: a place in its queue, say.
+/// The condition that a row of the lock table is not about a key that tells how many slots are counted, or that waiters have
+/// beside the lock: a place in its queue, say.
 pub const NOT_ASIDE: &str = "not (objsubid = 2 and objid::bigint >= 1073741824)";
 
 /// How to stop a server.
