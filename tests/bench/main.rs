@@ -8,6 +8,7 @@
 #[allow(dead_code, unused_imports)]
 #[path = "../support/mod.rs"]
 mod support;
+mod waiting;
 
 use std::fs;
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -33,15 +34,26 @@ const MEMORY_ROUNDS: usize = 15;
 fn main() {
     let mut rounds = 200;
     let mut parts = Vec::new();
-    for word in std::env::args().skip(1) {
+    let mut counts = Vec::new();
+    let mut words = std::env::args().skip(1).peekable();
+    while let Some(word) = words.next() {
         match word.as_str() {
             "--bench" => {} // what cargo gives to every benchmark
             "--help" => {
-                println!("make bench ARGS='[ROUNDS] [start|hyperfine|trips|memory|wake ...]'");
+                println!(
+                    "make bench ARGS='[ROUNDS] [start|hyperfine|trips|memory|wake|waiting [COUNT,...] ...]'"
+                );
                 println!(
                     "PGLOCK_BEFORE names another program of pglock's that takes its turns too."
                 );
                 return;
+            }
+            "waiting" => {
+                parts.push(word);
+                if let Some(list) = words.peek().and_then(|word| numbers(word)) {
+                    counts = list;
+                    words.next();
+                }
             }
             word => match word.parse() {
                 Ok(number) => rounds = number,
@@ -51,6 +63,8 @@ fn main() {
     }
     let wanted = |part: &str| parts.is_empty() || parts.iter().any(|word| word == part);
 
+    // Grows old together with the other one.
+    let crowded = wanted("waiting").then(|| waiting::server(&counts));
     let bench = Bench::new();
     bench.introduce();
     if wanted("start") {
@@ -67,6 +81,9 @@ fn main() {
     }
     if wanted("wake") {
         bench.wake_ups();
+    }
+    if let Some(server) = crowded {
+        waiting::measure(&bench, &server, &counts);
     }
 }
 
@@ -578,13 +595,10 @@ impl Run {
         let status = self.child.wait().expect("wait");
         let ended = now();
         assert!(status.success(), "{:?}: {status}\n{text}", self.line);
-        let stamp = text
-            .lines()
-            .filter_map(|line| line.parse::<u64>().ok())
-            .find(|time| *time > 1 << 32);
+        let stamp = stamps(&text).next();
         let stamp =
             stamp.unwrap_or_else(|| panic!("{:?} did not run its command: {text}", self.line));
-        (stamp as f64 / 1e6, ended)
+        (stamp, ended)
     }
 }
 
@@ -687,12 +701,25 @@ fn tag() -> String {
     janitor::tag()
 }
 
+/// Numbers with commas between them.
+fn numbers(list: &str) -> Option<Vec<usize>> {
+    list.split(',').map(|number| number.parse().ok()).collect()
+}
+
 fn words(parts: &[&[&str]]) -> Vec<String> {
     parts
         .iter()
         .flat_map(|part| part.iter())
         .map(|&word| word.to_owned())
         .collect()
+}
+
+/// The times that `stamp.c` has written, in ms.
+fn stamps(text: &str) -> impl Iterator<Item = f64> {
+    let numbers = text.lines().filter_map(|line| line.parse::<u64>().ok());
+    numbers
+        .filter(|time| *time > 1 << 32)
+        .map(|time| time as f64 / 1e6)
 }
 
 /// The time of `stamp.c`, in ms.

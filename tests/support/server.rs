@@ -388,7 +388,8 @@ impl Server {
         Pid::from_raw(guard.as_ref().expect("a running server").id() as i32)
     }
 
-    fn children(&self) -> Vec<Pid> {
+    /// The process ids of what the postmaster has started: backends and helpers.
+    pub fn children(&self) -> Vec<Pid> {
         let pid = self.pid();
         let children =
             fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
