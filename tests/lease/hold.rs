@@ -359,6 +359,8 @@ fn killed_meanwhile_it_leaves_neither_a_lock_nor_a_process_and_the_background_al
         .sh("sleep 600 >/dev/null 2>&1 & echo $!; exit 7")
         .spawn();
     run.wait_for_line(KEEPING);
+    // A stream of its own, which may be read after the line.
+    run.wait_for_output("\n");
     let background = nix::unistd::Pid::from_raw(run.stdout().trim().parse().expect("a pid"));
     let guardian = guardian_of(run.pid());
     // A guardian that is killed is replaced, and kills nobody.

@@ -337,7 +337,6 @@ impl<'a> Place<'a> {
     /// What is to be seen when pglock has ended.
     fn look_after(&mut self, run: &mut Running, end: End) -> Result<(), String> {
         let status = run.status().expect("a status");
-        let ran = run.stdout().contains("ran");
         let is_killed = status.signal() == Some(Signal::SIGKILL as i32);
         if is_killed {
             let freed = within(LONGEST, || (self.holders() == "0").then_some(()));
@@ -346,6 +345,8 @@ impl<'a> Place<'a> {
                 return Err("the command outlives pglock, and the lock".to_owned());
             }
         }
+        run.read_to_end();
+        let ran = run.stdout().contains("ran");
         let is_right = match status.code() {
             Some(4) => ran && end == End::Own,
             Some(124) => ran,

@@ -525,10 +525,7 @@ impl Running {
             panic!("still running after {limit:?}\n{}", self.report());
         }
         let elapsed = self.started.elapsed();
-        // What it has left behind may keep the streams open.
-        for stream in [&self.stdout, &self.stderr] {
-            stream.wait_until(Duration::from_secs(2), |_, ended| ended);
-        }
+        self.read_to_end();
         Output {
             line: self.line.clone(),
             status: self.status.expect("a status"),
@@ -536,6 +533,14 @@ impl Running {
             stdout: self.stdout.bytes(),
             stderr: self.stderr.bytes(),
             elapsed,
+        }
+    }
+
+    /// Waits until both streams are read to their ends, which may be after that of pglock.
+    pub fn read_to_end(&self) {
+        // What it has left behind may keep the streams open.
+        for stream in [&self.stdout, &self.stderr] {
+            stream.wait_until(Duration::from_secs(2), |_, ended| ended);
         }
     }
 
