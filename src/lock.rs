@@ -9,6 +9,7 @@
 //! | [`keys`] | the keys of a lock, and the SQL that names them |
 //! | [`count`] | that all who use a lock count its slots alike |
 //! | [`request_sql`] | what is said by one who wants a lock |
+//! | [`glance_sql`] | what is said by one who waits for it behind a pooler |
 //! | [`held_sql`] | what is said by one who holds it |
 //! | [`verdict`] | how an attempt went, and its proof |
 //! | [`restart`] | when the server last lost all its sessions, or was promoted |
@@ -16,6 +17,7 @@
 //! | [`release`](mod@release) | how a lock is given up |
 
 mod count;
+mod glance_sql;
 #[cfg(test)]
 mod golden;
 mod held_sql;
@@ -27,6 +29,7 @@ mod request_sql;
 mod restart;
 mod verdict;
 
+pub use glance_sql::Glance;
 #[cfg(test)]
 pub use held_sql::Released;
 pub use held_sql::{Lock, Retaken};

@@ -2,7 +2,7 @@
 
 use std::ffi::CStr;
 
-use super::state::{Age, Answer, Event, HostError, Loss, Question, Refusal, Verdict};
+use super::state::{Age, Answer, Event, Glance, HostError, Loss, Question, Refusal, Verdict};
 use crate::lock::holders::{self, Holders, Row};
 use crate::lock::{self, HoldOff, Lock, LockRequest, Query, Unanswered};
 use crate::pq::{Error, Outcome};
@@ -15,6 +15,8 @@ use crate::status;
 pub enum Asked {
     /// For the lock, to be bound to this.
     Verdict(Query<lock::Verdict>, LockScope),
+    /// Whether the lock could be had.
+    Glance(Query<lock::Glance>),
     /// For the server's age.
     Age(Query<HoldOff>),
     /// For those who hold the lock.
@@ -84,6 +86,7 @@ impl Asked {
                 let query = request.wait_query(dialect, milliseconds, first, place)?;
                 Self::Verdict(query, LockScope::Session)
             }
+            Question::Glance => Self::Glance(request.glance_query(dialect)?),
             Question::Rollback => Self::Rollback,
             Question::Renew => Self::Renew(request.renew_query()),
             Question::Standbys => Self::Standbys(LockRequest::standbys_query()),
@@ -100,6 +103,7 @@ impl Asked {
     pub fn sql(&self) -> &CStr {
         match self {
             Self::Verdict(query, _) => query.sql(),
+            Self::Glance(query) => query.sql(),
             Self::Age(query) => query.sql(),
             Self::Holders(query) | Self::Listing(query) => query.sql(),
             Self::Token(query) => query.sql(),
@@ -129,6 +133,12 @@ impl Asked {
                 Ok(lock::Verdict::Doubtful) => Answer::Verdict(Verdict::Doubtful),
                 Err(Unanswered::Refused(error)) => return may_do_without(&error, request).into(),
                 Err(Unanswered::Senseless(why)) => Answer::Verdict(Verdict::Lie(why.to_owned())),
+            },
+            Self::Glance(query) => match query.read(outcomes) {
+                Ok(lock::Glance::Free) => Answer::Glance(Some(Glance::Free)),
+                Ok(lock::Glance::Busy(pause)) => Answer::Glance(Some(Glance::Busy(pause))),
+                Err(Unanswered::Refused(error)) => return refused(&error, None).into(),
+                Err(Unanswered::Senseless(_)) => Answer::Glance(None),
             },
             Self::Age(query) => match query.read(outcomes) {
                 Ok(HoldOff {

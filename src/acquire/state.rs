@@ -19,8 +19,8 @@ use crate::server::retry::Again;
 use crate::server::session_settings::{Dispensable, LockScope};
 use crate::sys::Signal;
 
-/// How long to wait between two attempts behind a pooler, on the average: a waiter there must not sit on
-/// one of the pool's few connections.
+/// How long to pause before it is looked again for the lock behind a pooler, on the average and at least: a waiter there must
+/// not sit on one of the pool's few connections. What is noted there of others who wait can make it longer.
 const POOLED_PAUSE: Duration = Duration::from_millis(500);
 /// How long one who has no place in the server's queue rests before the next look for one. By it the server hears of the
 /// session, too: it is shorter than any lease.
@@ -133,6 +133,8 @@ pub enum Question {
         /// Whether this session has not looked before.
         first: bool,
     },
+    /// Behind a pooler, whether the lock could be had, and if not, when to look again.
+    Glance,
     /// For the lock, in a turn in the server's queue.
     Wait {
         /// How long the turn is.
@@ -168,6 +170,7 @@ impl Question {
             Self::Wait { milliseconds, .. } => Duration::from_millis(milliseconds.into()),
             Self::Try { .. }
             | Self::Look { .. }
+            | Self::Glance
             | Self::Rollback
             | Self::Age { .. }
             | Self::Holders
@@ -183,6 +186,7 @@ impl Question {
         match self {
             Self::Try { .. } | Self::Wait { .. } | Self::Renew => true,
             Self::Look { .. }
+            | Self::Glance
             | Self::Rollback
             | Self::Age { .. }
             | Self::Holders
@@ -202,6 +206,8 @@ impl Question {
             | Self::Age { .. }
             | Self::Holders
             | Self::Renew => true,
+            // It brings no lock.
+            Self::Glance => false,
             // The lease began with what was asked before.
             Self::Token | Self::Standbys | Self::Listing => false,
         }
@@ -233,6 +239,15 @@ pub enum Verdict {
     Lie(String),
 }
 
+/// What was seen of a lock behind a pooler.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Glance {
+    /// It could be had.
+    Free,
+    /// Others have it, and those who wait for it look in turn: this one's turn is after this time.
+    Busy(Duration),
+}
+
 /// What a server says of its age.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Age {
@@ -249,6 +264,8 @@ pub struct Age {
 pub enum Answer {
     /// To [`Question::Try`], [`Question::Look`] or [`Question::Wait`].
     Verdict(Verdict),
+    /// To [`Question::Glance`], if it is one.
+    Glance(Option<Glance>),
     /// To [`Question::Age`], if it is one.
     Age(Option<Age>),
     /// To [`Question::Holders`], in words.
@@ -590,8 +607,8 @@ enum Pause {
     Turn(bool),
     /// The next look for a place in the queue.
     Rest,
-    /// The next attempt behind a pooler.
-    Attempt,
+    /// The next look behind a pooler whether the lock could be had.
+    Glance,
     /// The next round through the hosts.
     Round,
 }
@@ -836,6 +853,18 @@ impl State {
                 Answer::Verdict(verdict),
                 Question::Try { .. } | Question::Look { .. } | Question::Wait { .. },
             ) => self.judged(verdict, question.turn(), at),
+            (Answer::Glance(Some(Glance::Free)), Question::Glance) => {
+                self.attempt(RestartCheck::HoldOff, at)
+            }
+            (Answer::Glance(Some(Glance::Busy(pause))), Question::Glance) => {
+                self.wait_pooled(pause, at)
+            }
+            (Answer::Glance(None), Question::Glance) => self.stop(
+                failed(
+                    "the server gave an unexpected answer to the question whether the lock is free",
+                ),
+                at,
+            ),
             (Answer::Age(age), Question::Age { .. }) => self.age_known(age, at),
             (Answer::Holders(holders), Question::Holders) => {
                 self.lines.extend(holders.into_iter().map(Line::HeldBy));
@@ -872,7 +901,21 @@ impl State {
             }
             (
                 Answer::Verdict(_),
-                Question::Rollback
+                Question::Glance
+                | Question::Rollback
+                | Question::Age { .. }
+                | Question::Holders
+                | Question::Token
+                | Question::Renew
+                | Question::Standbys
+                | Question::Listing,
+            )
+            | (
+                Answer::Glance(_),
+                Question::Try { .. }
+                | Question::Look { .. }
+                | Question::Wait { .. }
+                | Question::Rollback
                 | Question::Age { .. }
                 | Question::Holders
                 | Question::Token
@@ -884,6 +927,7 @@ impl State {
                 Answer::Age(_),
                 Question::Try { .. }
                 | Question::Look { .. }
+                | Question::Glance
                 | Question::Wait { .. }
                 | Question::Rollback
                 | Question::Holders
@@ -896,6 +940,7 @@ impl State {
                 Answer::Holders(_),
                 Question::Try { .. }
                 | Question::Look { .. }
+                | Question::Glance
                 | Question::Wait { .. }
                 | Question::Rollback
                 | Question::Age { .. }
@@ -908,6 +953,7 @@ impl State {
                 Answer::Token(_),
                 Question::Try { .. }
                 | Question::Look { .. }
+                | Question::Glance
                 | Question::Wait { .. }
                 | Question::Rollback
                 | Question::Age { .. }
@@ -920,6 +966,7 @@ impl State {
                 Answer::Listing { .. },
                 Question::Try { .. }
                 | Question::Look { .. }
+                | Question::Glance
                 | Question::Wait { .. }
                 | Question::Rollback
                 | Question::Age { .. }
@@ -932,6 +979,7 @@ impl State {
                 Answer::Any,
                 Question::Try { .. }
                 | Question::Look { .. }
+                | Question::Glance
                 | Question::Wait { .. }
                 | Question::Age { .. }
                 | Question::Holders
@@ -943,6 +991,7 @@ impl State {
                 Answer::Standbys(_),
                 Question::Try { .. }
                 | Question::Look { .. }
+                | Question::Glance
                 | Question::Wait { .. }
                 | Question::Rollback
                 | Question::Age { .. }
@@ -962,6 +1011,8 @@ impl State {
                     Question::Try { .. } | Question::Look { .. } | Question::Wait { .. } => {
                         self.end_transaction(Reply::Refusal(refusal), at)
                     }
+                    // An attempt will tell whether that matters.
+                    Question::Glance => self.attempt(RestartCheck::HoldOff, at),
                     Question::Age { scope } => match refusal.can_do_without {
                         Some(what) => {
                             self.say(Line::Refused(what, refusal.error.message));
@@ -1034,6 +1085,7 @@ impl State {
             Phase::Asking(
                 Question::Try { .. }
                 | Question::Look { .. }
+                | Question::Glance
                 | Question::Wait { .. }
                 | Question::Rollback
                 | Question::Age { .. }
@@ -1092,6 +1144,7 @@ impl State {
                     Question::Holders => AttemptError::Stop(AcquireError::NotObtained),
                     Question::Try { .. }
                     | Question::Look { .. }
+                    | Question::Glance
                     | Question::Wait { .. }
                     | Question::Rollback
                     | Question::Age { .. }
@@ -1125,6 +1178,7 @@ impl State {
             Phase::Asking(
                 Question::Try { .. }
                 | Question::Look { .. }
+                | Question::Glance
                 | Question::Wait { .. }
                 | Question::Rollback
                 | Question::Age { .. }
@@ -1161,7 +1215,7 @@ impl State {
         match phase {
             Phase::Pausing(Pause::Turn(first)) => self.queue(first, at),
             Phase::Pausing(Pause::Rest) => self.queue(false, at),
-            Phase::Pausing(Pause::Attempt) => self.attempt(RestartCheck::HoldOff, at),
+            Phase::Pausing(Pause::Glance) => self.ask(Question::Glance, at),
             Phase::Pausing(Pause::Round) => self.next_round(at),
             Phase::HoldingOff { deadline, whole } => {
                 if at.now < deadline {
@@ -1426,13 +1480,7 @@ impl State {
             Reply::Verdict(Verdict::Held(token)) => self.granted(token, at),
             Reply::Verdict(Verdict::Busy | Verdict::QueueHead) => {
                 self.differed = 0;
-                match self.time_to_wait(at.now) {
-                    Some(left) => {
-                        let pause = at.jittered(POOLED_PAUSE).min(left);
-                        self.pause(Pause::Attempt, at.now + pause)
-                    }
-                    None => self.name_holders(at),
-                }
+                self.wait_pooled(Duration::ZERO, at)
             }
             Reply::Verdict(Verdict::Differs(slots)) => self.differs(slots, at),
             Reply::Verdict(Verdict::Doubtful) => self.attempt_exactly(at),
@@ -1463,6 +1511,17 @@ impl State {
                 }
                 None => self.fail(AttemptError::Host(refusal.error.of(LOCK_CALL)), at),
             },
+        }
+    }
+
+    /// Waits behind a pooler: it is looked again after this time, or after the usual one where that is longer.
+    fn wait_pooled(&mut self, turn: Duration, at: &mut At) -> Order {
+        match self.time_to_wait(at.now) {
+            Some(left) => {
+                let pause = at.jittered(POOLED_PAUSE).max(turn).min(left);
+                self.pause(Pause::Glance, at.now + pause)
+            }
+            None => self.name_holders(at),
         }
     }
 
@@ -1581,7 +1640,7 @@ impl State {
                 LockScope::Session => self.attempt(RestartCheck::None, at),
                 // It did so meanwhile, and may have lost its sessions before the next attempt gets through.
                 LockScope::Transaction => {
-                    self.pause(Pause::Attempt, at.now + at.jittered(POOLED_PAUSE))
+                    self.pause(Pause::Glance, at.now + at.jittered(POOLED_PAUSE))
                 }
             };
         }
@@ -1697,7 +1756,7 @@ impl State {
         Order::Pause {
             until: self.by_the_end(until),
             keeps_session: match pause {
-                Pause::Turn(_) | Pause::Rest | Pause::Attempt => true,
+                Pause::Turn(_) | Pause::Rest | Pause::Glance => true,
                 Pause::Round => false,
             },
         }

@@ -195,6 +195,8 @@ fn show_requests(shown: &mut Shown) {
             let query = request.look_query(&made, first).unwrap();
             shown.add(format_args!("look: {title}, {look}"), &query);
         }
+        let query = request.glance_query(&made).unwrap();
+        shown.add(format_args!("glance: {title}"), &query);
         for (turn, first) in [("the first turn", false), ("another turn", true)] {
             let query = request.wait_query(&made, 900, first, 7).unwrap();
             shown.add(format_args!("wait: {title}, {turn}"), &query);

@@ -387,7 +387,7 @@ impl LockRequest {
     }
 
     /// The condition that somebody waits for the exclusive lock, and so holds the writer-intent key.
-    fn writer_waits_sql(&self, dialect: &dyn Dialect) -> Result<String, Error> {
+    pub(super) fn writer_waits_sql(&self, dialect: &dyn Dialect) -> Result<String, Error> {
         Ok(format!(
             "exists (select from pg_catalog.pg_lock_status() where locktype = 'advisory' and granted \
              and mode = 'ShareLock' and {} and {OWN_DATABASE})",
@@ -413,7 +413,7 @@ impl LockRequest {
     }
 
     /// `pg_try_advisory_xact_lock_shared`, say.
-    fn function(&self, verb: &str, scope: LockScope) -> String {
+    pub(super) fn function(&self, verb: &str, scope: LockScope) -> String {
         let transaction = match scope {
             LockScope::Session => "",
             LockScope::Transaction => "_xact",

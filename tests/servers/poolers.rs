@@ -1023,3 +1023,77 @@ fn what_a_pooler_says_of_the_end_of_a_session_is_in_the_log() {
         output.report()
     );
 }
+
+/// How far ahead the last one of those who wait for lock 1 was told to look again, by the note on the pool's connection that is
+/// used first.
+fn turn(pooler: &Pgbouncer) -> Duration {
+    let note = pooler.psql(
+        "select (extract(epoch from clock_timestamp()) * 1000)::bigint, current_setting('pglock.turn_28', true)",
+    );
+    let numbers = note.split_once('|').expect("two fields");
+    let now: u64 = numbers.0.parse().expect("a number");
+    Duration::from_millis(numbers.1.parse().unwrap_or(now).saturating_sub(now))
+}
+
+#[test]
+fn a_crowd_behind_a_pooler_looks_in_turn_and_comes_to_the_lock_in_turn() {
+    const COUNT: usize = 40;
+    let server = Server::builder().conf("log_statement = all").start();
+    let looks = || server.log().matches("'pglock.turn_").count() / 2;
+    let pooler = Pgbouncer::new(&server, "transaction", 5, &[]);
+    let holder = pooler.pglock().hold();
+    let scratch = Scratch::new();
+    let inside = scratch.path().join("inside");
+    let script = format!("mkdir {0} && rmdir {0} && echo alone", inside.display());
+    let crowd: Vec<Running> = (0..COUNT)
+        .map(|_| pooler.pglock().flag("--block").sh(&script).spawn())
+        .collect();
+    // Each knows of the others, and so comes less often than it would alone: every half a second.
+    let alone = Duration::from_millis(500);
+    eventually("all are told to come later", PATIENCE, || {
+        (turn(&pooler) > 6 * alone).then_some(())
+    });
+    let (before, start) = (looks(), Instant::now());
+    thread::sleep(6 * alone);
+    let looked = looks() - before;
+    let usual = COUNT as f64 * start.elapsed().as_secs_f64() / alone.as_secs_f64();
+    println!("{COUNT} looked {looked} times, where {usual:.0} would be usual");
+    assert!(looked > 0 && (looked as f64) < usual / 3.0, "{looked}");
+    holder.finish().assert_status(0);
+    for one in crowd {
+        one.wait().assert_status(0).assert_stdout("alone\n");
+    }
+}
+
+#[test]
+fn a_note_on_a_pool_s_connection_does_no_harm() {
+    let server = Server::new();
+    for (settings, note) in [
+        // Somebody else's.
+        (&[][..], "soon"),
+        (&[], "-1"),
+        (&[], "99999999999999999999"),
+        // Of a clock that was put back since.
+        (&[], "999999999999999"),
+        // A pooler that wipes off what was set.
+        (&["server_reset_query_always = 1"], "999999999999999"),
+    ] {
+        let pooler = Pgbouncer::new(&server, "transaction", 1, settings);
+        let mut session = server.session();
+        session.hold(1);
+        pooler.psql(&format!(
+            "select set_config('pglock.turn_28', '{note}', false)"
+        ));
+        let waiter = pooler.pglock().flag("--block").command(["echo", "at last"]);
+        let waiter = waiter.spawn();
+        waiter.wait_for_line("Obtaining lock");
+        if settings.is_empty() {
+            eventually("the note is mended", PATIENCE, || {
+                let turn = turn(&pooler);
+                (!turn.is_zero() && turn <= Duration::from_secs(10)).then_some(())
+            });
+        }
+        session.release(1);
+        waiter.wait().assert_status(0).assert_stdout("at last\n");
+    }
+}

@@ -60,6 +60,7 @@ pub enum Ordered {
     ConnectBeside,
     Try,
     Wait,
+    Glance,
     Rollback,
     Age,
     Holders,
@@ -76,11 +77,12 @@ pub enum Ordered {
 }
 
 impl Ordered {
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::Connect,
         Self::ConnectBeside,
         Self::Try,
         Self::Wait,
+        Self::Glance,
         Self::Rollback,
         Self::Age,
         Self::Holders,
@@ -103,6 +105,7 @@ impl Ordered {
             Order::Ask { question, .. } => match question {
                 acquire::Question::Try { .. } => Self::Try,
                 acquire::Question::Look { .. } | acquire::Question::Wait { .. } => Self::Wait,
+                acquire::Question::Glance => Self::Glance,
                 acquire::Question::Rollback => Self::Rollback,
                 acquire::Question::Age { .. } => Self::Age,
                 acquire::Question::Holders => Self::Holders,

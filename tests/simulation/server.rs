@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use super::locks::{Level, Locks};
-use super::sql::{Attempt, Look, Program, Settings, Statement, Take, Turn};
+use super::sql::{Attempt, Glance, Look, Program, Settings, Statement, Take, Turn};
 use super::time::{SECOND, Time, micros};
 use crate::lock::Key;
 use crate::pq::{Error, Outcome};
@@ -60,6 +60,8 @@ struct Backend {
     local: Option<Settings>,
     in_transaction: bool,
     aborted: bool,
+    /// By the server's clock, when the last one of those who wait behind a pooler was told to look again.
+    turn: i64,
     /// What a turn has come to.
     taken: Option<Key>,
     first: bool,
@@ -223,6 +225,7 @@ impl Server {
             local: None,
             in_transaction: false,
             aborted: false,
+            turn: 0,
             taken: None,
             first: false,
             run: None,
@@ -621,6 +624,7 @@ impl Server {
                 row([text("t"), text("t")])
             }
             Statement::Look(look) => self.look_for_place(pid, &look),
+            Statement::Glance(glance) => self.glance(pid, &glance, now),
             Statement::Attempt(attempt) => return self.attempt(pid, &attempt, now),
             Statement::Turn(turn) => return self.turn(pid, &turn, now),
             Statement::Proof => Outcome::Done {
@@ -864,6 +868,29 @@ impl Server {
             Some(place) => Some(format!("place {place}")),
             None => text("busy"),
         }])
+    }
+
+    fn glance(&mut self, pid: i32, glance: &Glance, now: Time) -> Outcome {
+        let backend = self.backend(pid);
+        assert!(!backend.in_transaction, "it would be undone");
+        let last = backend.turn;
+        let mut others_first = glance.after.into_iter();
+        let others_first =
+            others_first.any(|after| self.locks.holders(after, false).next().is_some());
+        // Given back with the query.
+        let level = Level::Transaction;
+        let mut keys = glance.keys.iter();
+        let is_free = self.is_standby
+            || !others_first
+                && keys.any(|key| self.locks.try_lock(pid, *key, glance.shared, level));
+        if is_free {
+            return row([text("free")]);
+        }
+        let present = self.wall(now) / 1000;
+        let Glance { apart, ahead, .. } = *glance;
+        let pause = apart + (last - present).min(ahead).max(0) * (ahead - apart) / ahead;
+        self.backend(pid).turn = present + pause;
+        row([Some(format!("busy {pause}"))])
     }
 
     fn turn(&mut self, pid: i32, turn: &Turn, now: Time) -> Option<Outcome> {

@@ -26,6 +26,8 @@ pub enum Statement {
     Attempt(Attempt),
     /// Looks for a place in the queue.
     Look(Look),
+    /// Looks whether one of these could be had, in share or not, and notes when to look again.
+    Glance(Glance),
     /// Waits for a turn.
     Turn(Turn),
     /// Tells that a lock is given up, by keys that are taken if they can be: the first in share, and perhaps another.
@@ -129,6 +131,19 @@ pub struct Look {
     pub seen: Option<Key>,
     /// The places.
     pub places: Vec<Key>,
+}
+
+/// A look at a lock behind a pooler.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Glance {
+    /// Those of which one is wanted, and whether in share.
+    pub keys: Vec<Key>,
+    pub shared: bool,
+    /// The key in whose share somebody waits who goes first.
+    pub after: Option<Key>,
+    /// How far apart those look who wait, and how far ahead at most; in milliseconds.
+    pub apart: i64,
+    pub ahead: i64,
 }
 
 /// A turn in the server's queue.
@@ -279,6 +294,9 @@ fn statement(text: &str) -> Statement {
         _ if text.starts_with("select pg_catalog.concat(pg_catalog.txid_current()") => {
             Statement::Token
         }
+        _ if text.starts_with("select case when pg_catalog.pg_is_in_recovery() or ") => {
+            Statement::Glance(glance(text))
+        }
         _ if text.starts_with("select case when") && text.contains("'place '") => {
             Statement::Look(look(text))
         }
@@ -384,6 +402,30 @@ fn look(text: &str) -> Look {
         places: (0..=last)
             .map(|place| Key::Two(first, from - place))
             .collect(),
+    }
+}
+
+fn glance(text: &str) -> Glance {
+    let (condition, turn) = text.split_once(" then 'free' else ").expect("a turn");
+    assert_eq!(turn.matches("'pglock.turn_28'").count(), 2, "{text}");
+    let number = |before, after| between(turn, before, after).parse().expect("a number");
+    let function = "pg_catalog.pg_try_advisory_xact_lock";
+    let keys = match condition.contains("generate_series(1, ") {
+        true => {
+            let count = between(condition, "generate_series(1, ", ")");
+            let first = call_key(condition, &format!("when 1 then {function}"));
+            slots(first, count.parse().expect("a number"))
+        }
+        false => vec![call_key(condition, function)],
+    };
+    Glance {
+        keys,
+        shared: condition.contains(&format!("{function}_shared(")),
+        after: condition
+            .contains("not exists (select from pg_catalog.pg_lock_status()")
+            .then(|| intent(between(condition, "classid::bigint = (", ")"))),
+        apart: number("(select present, ", " "),
+        ahead: number("least(", ","),
     }
 }
 

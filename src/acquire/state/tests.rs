@@ -54,6 +54,10 @@ fn verdict(verdict: Verdict) -> Event {
     Event::Answered(Answer::Verdict(verdict))
 }
 
+fn glance(glance: Option<Glance>) -> Event {
+    Event::Answered(Answer::Glance(glance))
+}
+
 fn age(left: f64, is_held: bool) -> Event {
     aged(left, is_held, false)
 }
@@ -153,6 +157,7 @@ fn phases() -> Vec<(&'static str, State)> {
             "looking",
             state(Phase::Asking(Question::Look { first: false })),
         ),
+        ("glancing", pooled(Phase::Asking(Question::Glance))),
         ("waiting", queued(Phase::Asking(WAIT))),
         (
             "leaving a transaction",
@@ -169,7 +174,7 @@ fn phases() -> Vec<(&'static str, State)> {
         ("listing", state(Phase::Asking(Question::Listing))),
         ("before a turn", queued(Phase::Pausing(Pause::Turn(false)))),
         ("resting", state(Phase::Pausing(Pause::Rest))),
-        ("before an attempt", pooled(Phase::Pausing(Pause::Attempt))),
+        ("before a glance", pooled(Phase::Pausing(Pause::Glance))),
         ("before a round", state(Phase::Pausing(Pause::Round))),
         ("holding off", state(holding_off)),
         ("cancelling", state(Phase::Cancelling(why()))),
@@ -204,6 +209,9 @@ fn events() -> Vec<(&'static str, Event)> {
         ("another count", verdict(Verdict::Differs(5))),
         ("perhaps another count", verdict(Verdict::Doubtful)),
         ("lie", verdict(Verdict::Lie("a lie".to_owned()))),
+        ("seen free", glance(Some(Glance::Free))),
+        ("seen busy", glance(Some(Glance::Busy(time(7.0))))),
+        ("nothing seen", glance(None)),
         ("young for 5 s", age(5.0, false)),
         ("young, and held again", age(5.0, true)),
         ("promoted 10 s ago", promoted(5.0)),
@@ -304,6 +312,7 @@ fn asked(question: Question) -> String {
             let head = if first { " as the first" } else { "" };
             format!("wait {milliseconds} ms in place {place}{head}")
         }
+        Question::Glance => "glance".to_owned(),
         Question::Rollback => "rollback".to_owned(),
         Question::Age { .. } => "age".to_owned(),
         Question::Holders => "holders".to_owned(),
@@ -749,12 +758,13 @@ fn who_finds_no_place_rests_and_looks_again_at_even_intervals() {
 }
 
 #[test]
-fn behind_a_pooler_attempts_are_made_one_by_one_with_random_pauses() {
+fn behind_a_pooler_it_is_looked_one_by_one_with_random_pauses() {
     let mut run = Run::pooled(plan());
+    assert_eq!(run.shown(verdict(Verdict::Busy)), "ask rollback");
+    let mut event = Event::Answered(Answer::Any);
     for (random, pause) in [(0.0, "0.25 s"), (0.5, "0.50 s"), (1.0, "0.75 s")] {
         run.random = random;
-        assert_eq!(run.shown(verdict(Verdict::Busy)), "ask rollback");
-        let order = run.on(Event::Answered(Answer::Any));
+        let order = run.on(event);
         assert_eq!(shown(&order, run.now), format!("pause for {pause}"));
         assert!(matches!(
             order,
@@ -763,16 +773,170 @@ fn behind_a_pooler_attempts_are_made_one_by_one_with_random_pauses() {
                 ..
             }
         ));
-        assert_eq!(run.shown(Event::Passed), "ask try in a transaction");
+        assert_eq!(run.shown(Event::Passed), "ask glance");
+        event = glance(Some(Glance::Busy(time(0.2))));
     }
+    // Longer where others wait, too.
+    let busy = glance(Some(Glance::Busy(time(7.0))));
+    assert_eq!(run.shown(busy.clone()), "pause for 7.00 s");
     // Not beyond the end of the wait.
-    run.now = 129.9;
-    run.on(verdict(Verdict::Busy));
-    assert_eq!(run.shown(Event::Answered(Answer::Any)), "pause for 0.10 s");
-    run.now = 130.0;
-    run.on(Event::Passed);
-    run.on(verdict(Verdict::Busy));
-    assert_eq!(run.shown(Event::Answered(Answer::Any)), "ask holders");
+    assert_eq!(run.at(129.0, Event::Passed), "ask glance");
+    assert_eq!(run.at(129.9, busy.clone()), "pause for 0.10 s");
+    assert_eq!(run.at(130.0, Event::Passed), "ask glance");
+    assert_eq!(run.shown(busy), "ask holders");
+}
+
+#[test]
+fn behind_a_pooler_what_is_seen_free_is_tried_for() {
+    for event in [glance(Some(Glance::Free)), refused(false)] {
+        let mut run = Run::pooled(plan());
+        run.on(verdict(Verdict::Busy));
+        run.on(Event::Answered(Answer::Any));
+        run.at(110.0, Event::Passed);
+        assert_eq!(run.shown(event), "ask try in a transaction");
+        // Somebody was quicker.
+        run.on(verdict(Verdict::Busy));
+        assert_eq!(run.shown(Event::Answered(Answer::Any)), "pause for 0.50 s");
+        assert_eq!(run.shown(Event::Passed), "ask glance");
+        run.on(glance(Some(Glance::Free)));
+        assert_eq!(run.shown(verdict(Verdict::Held(None))), "take");
+    }
+}
+
+/// Waiters behind a pooler, and the notes that are on its connections.
+struct Crowd {
+    waiters: Vec<Run>,
+    /// When each looks next.
+    next: Vec<f64>,
+    notes: Vec<i64>,
+    /// Whether the connections are used in turn, and not the same one over and over.
+    in_turn: bool,
+    looks: usize,
+    seed: u64,
+}
+
+impl Crowd {
+    /// So many, who have come within two seconds, on so many connections.
+    fn new(count: usize, connections: usize, in_turn: bool) -> Self {
+        let mut crowd = Self {
+            waiters: Vec::new(),
+            next: Vec::new(),
+            notes: vec![0; connections],
+            in_turn,
+            looks: 0,
+            seed: 1,
+        };
+        for place in 0..count {
+            let mut run = Run::pooled(Plan {
+                wait: Wait::Forever,
+                ..plan()
+            });
+            run.random = crowd.random();
+            run.now = START + 2.0 * place as f64 / count as f64;
+            run.on(verdict(Verdict::Busy));
+            crowd.waiters.push(run);
+            crowd.next.push(0.0);
+            crowd.comes_to(place, Event::Answered(Answer::Any));
+        }
+        crowd
+    }
+
+    fn random(&mut self) -> f64 {
+        self.seed = self.seed.wrapping_mul(6_364_136_223_846_793_005) + 1;
+        (self.seed >> 40) as f64 / (1 << 24) as f64
+    }
+
+    /// The one at this place pauses.
+    fn comes_to(&mut self, place: usize, event: Event) {
+        let order = self.waiters[place].on(event);
+        let Order::Pause { until, .. } = order else {
+            panic!("{order:?}");
+        };
+        self.next[place] = START + until.since(at(START)).as_secs_f64();
+    }
+
+    /// Has the next one look, if that is before this moment.
+    fn look(&mut self, before: f64) -> Option<usize> {
+        let places = 0..self.waiters.len();
+        let place = places.min_by(|one, other| self.next[*one].total_cmp(&self.next[*other]))?;
+        if self.next[place] >= before {
+            return None;
+        }
+        self.looks += 1;
+        let random = self.random();
+        let run = &mut self.waiters[place];
+        run.random = random;
+        assert_eq!(run.at(self.next[place], Event::Passed), "ask glance");
+        Some(place)
+    }
+
+    /// The lock is held until then.
+    fn is_held_until(&mut self, until: f64) {
+        while let Some(place) = self.look(until) {
+            let connection = match self.in_turn {
+                true => self.looks % self.notes.len(),
+                false => 0,
+            };
+            // As `statements.txt` has it.
+            let present = (self.next[place] * 1000.0) as i64;
+            let ahead = (self.notes[connection] - present).clamp(0, 10_000);
+            let ahead = 250 + ahead * 9750 / 10_000;
+            self.notes[connection] = present + ahead;
+            let ahead = Duration::from_millis(ahead as u64);
+            self.comes_to(place, glance(Some(Glance::Busy(ahead))));
+        }
+    }
+
+    /// Has the next one take it. Returns when that is.
+    fn takes(&mut self) -> f64 {
+        let place = self.look(f64::MAX).expect("a waiter");
+        let mut run = self.waiters.swap_remove(place);
+        self.next.swap_remove(place);
+        run.on(glance(Some(Glance::Free)));
+        assert_eq!(run.shown(verdict(Verdict::Held(None))), "take");
+        run.now
+    }
+}
+
+#[test]
+fn a_crowd_behind_a_pooler_is_no_burden_and_none_is_late_in_it() {
+    for (count, connections, in_turn) in [
+        (200, 5, false),
+        (200, 5, true),
+        (40, 5, false),
+        (10, 2, true),
+        (2, 5, false),
+    ] {
+        for command in [0.01, 0.3, 2.0] {
+            let mut crowd = Crowd::new(count, connections, in_turn);
+            let mut now = START + 30.0;
+            crowd.is_held_until(now);
+            crowd.looks = 0;
+            crowd.is_held_until(now + 30.0);
+            now += 30.0;
+            // Of two statements each.
+            let statements = 2.0 * crowd.looks as f64 / 30.0;
+            assert!(
+                statements <= 100.0,
+                "{count} on {connections}: {statements} a second"
+            );
+            let mut longest: f64 = 0.0;
+            while !crowd.waiters.is_empty() {
+                let taken = crowd.takes();
+                longest = longest.max(taken - now);
+                now = taken + 0.06 + command;
+                crowd.is_held_until(now);
+            }
+            assert!(
+                longest < 1.0,
+                "{count} on {connections}, commands of {command} s: {longest} s late"
+            );
+        }
+    }
+}
+
+#[test]
+fn what_a_pooler_has_is_held_by_the_transaction_alone() {
     // One that has no pooler in a transaction has none.
     let mut run = Run::pooled(plan());
     run.on(verdict(Verdict::Pooled));
@@ -822,7 +986,11 @@ fn behind_a_pooler_who_has_held_off_is_careful_anew() {
     run.on(verdict(Verdict::RecentlyRestarted));
     run.on(Event::Answered(Answer::Any));
     assert_eq!(run.shown(age(0.0, false)), "pause for 0.50 s");
-    assert_eq!(run.at(104.5, Event::Passed), "ask try in a transaction");
+    assert_eq!(run.at(104.5, Event::Passed), "ask glance");
+    assert_eq!(
+        run.shown(glance(Some(Glance::Free))),
+        "ask try in a transaction"
+    );
 }
 
 #[test]
@@ -923,14 +1091,14 @@ fn a_signal_in_any_phase_is_the_end() {
         let before: &[&str] = match name {
             "trying" | "looking" | "waiting" | "asking age" | "naming holders" | "renewing"
             | "naming standbys" | "listing" => &["withdraw", "release"],
-            "trying, pooled" | "leaving a transaction" => &["withdraw", "roll back"],
+            "trying, pooled" | "glancing" | "leaving a transaction" => &["withdraw", "roll back"],
             "connecting beside" => &["release"],
             "fetching token" => &["withdraw", "roll back", "release"],
             "ready"
             | "connecting"
             | "before a turn"
             | "resting"
-            | "before an attempt"
+            | "before a glance"
             | "before a round"
             | "holding off"
             | "cancelling"
