@@ -189,7 +189,7 @@ help:
 	@echo 'make bench    measure pglock beside the least that is possible, and beside others'
 	@echo 'make test-versions   run the tests that matter for it against servers 14, 16, 17 and 18, from npm'
 	@echo 'make test-matrix     run all tests against each of them'
-	@echo 'make storm    a thousand invocations at once against a small server'
+	@echo 'make storm    a thousand invocations at once against a small server, and two thousand behind a small pool'
 	@echo 'make chaos    break everything at random for half an hour; make chaos ARGS=--help'
 	@echo 'make patroni  failovers of a real cluster, of Patroni, etcd and HAProxy, from the registries'
 	@echo 'make fuzz     bend the answers of a server in thousands of ways; make fuzz ARGS=--help'

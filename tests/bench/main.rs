@@ -5,6 +5,7 @@
 //! to the floor's time in the same round. A contestant that is not installed is named. hyperfine, which times one contestant
 //! after the other and only whole runs, is asked for a second opinion.
 
+mod pooled;
 #[allow(dead_code, unused_imports)]
 #[path = "../support/mod.rs"]
 mod support;
@@ -41,14 +42,14 @@ fn main() {
             "--bench" => {} // what cargo gives to every benchmark
             "--help" => {
                 println!(
-                    "make bench ARGS='[ROUNDS] [start|hyperfine|trips|memory|wake|waiting [COUNT,...] ...]'"
+                    "make bench ARGS='[ROUNDS] [start|hyperfine|trips|memory|wake|waiting [COUNT,...]|pooled [COUNT,...] ...]'"
                 );
                 println!(
                     "PGLOCK_BEFORE names another program of pglock's that takes its turns too."
                 );
                 return;
             }
-            "waiting" => {
+            "waiting" | "pooled" => {
                 parts.push(word);
                 if let Some(list) = words.peek().and_then(|word| numbers(word)) {
                     counts = list;
@@ -84,6 +85,9 @@ fn main() {
     }
     if let Some(server) = crowded {
         waiting::measure(&bench, &server, &counts);
+    }
+    if wanted("pooled") {
+        pooled::measure(&bench, &counts);
     }
 }
 

@@ -224,14 +224,15 @@ fn proportional_memory(pid: i32) -> Option<f64> {
 }
 
 /// Waiters, who write into one file when their commands start.
-struct Crowd {
+pub struct Crowd {
     line: Vec<String>,
     children: Vec<Child>,
     written: PathBuf,
 }
 
 impl Crowd {
-    fn start(bench: &Bench, line: &[String], count: usize) -> Crowd {
+    /// Starts so many, one soon after the other.
+    pub fn start(bench: &Bench, line: &[String], count: usize) -> Crowd {
         let written = bench.scratch.path().join("written");
         let _ = fs::remove_file(&written);
         let mut file = File::options();
@@ -260,7 +261,7 @@ impl Crowd {
     }
 
     /// Waits for the end of all. Returns the times at which their commands started, in ms.
-    fn finish(mut self) -> Vec<f64> {
+    pub fn finish(mut self) -> Vec<f64> {
         for child in &mut self.children {
             let status = child.wait().expect("wait");
             assert!(status.success(), "{:?}: {status}", self.line);

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::support::pgbouncer::Pgbouncer;
 use crate::support::*;
 
 /// Where the server is restarted on purpose, newcomers hold off only for a moment.
@@ -25,6 +26,9 @@ fn alone(scratch: &Scratch) -> String {
         scratch.path().display()
     )
 }
+
+/// How long a storm may last, to the end of each invocation.
+const LONGEST: Duration = Duration::from_secs(580);
 
 /// Starts so many at once, `held` back by a frozen server until all are there, and waits until all have ended. Answers with
 /// how many ran the command and how many had to try again, after having made sure that no two ran at a time and that all
@@ -61,7 +65,7 @@ fn storm(name: &str, server: &Server, pglock: &Pglock, count: usize, held: bool)
         });
         let outputs: Vec<Output> = runs
             .into_iter()
-            .map(|run| run.wait_within(Duration::from_secs(170)))
+            .map(|run| run.wait_within(LONGEST))
             .collect();
         let time = start.elapsed();
         over.store(true, Ordering::SeqCst);
@@ -114,6 +118,23 @@ fn a_storm_that_waits_runs_to_the_last_one() {
     let server = Server::builder().tcp().conf("max_connections = 20").start();
     let pglock = Pglock::at(server.port()).flags(["--wait", "120"]);
     let (ran, _) = storm("with --wait 120", &server, &pglock, count, !is_whole());
+    assert_eq!(ran, count);
+}
+
+#[test]
+fn a_storm_that_waits_behind_a_pooler_runs_to_the_last_one() {
+    let count = if is_whole() { 2000 } else { 60 };
+    let server = Server::new();
+    let room = format!("max_client_conn = {}", count + 100);
+    let pooler = Pgbouncer::new(&server, "transaction", 20, &[&room]);
+    let pglock = pooler.pglock().flags(["--wait", "500"]);
+    let (ran, _) = storm(
+        "with --wait 500, a pool of 20",
+        &server,
+        &pglock,
+        count,
+        false,
+    );
     assert_eq!(ran, count);
 }
 
