@@ -75,6 +75,11 @@ const STARTS_AND_HELD_BACK: [Blow; 2] = [
     lasting(Kind::StopImmediate, SECOND, 3 * SECOND / 2),
     later(Kind::HoldBack, SECOND, 2 * SECOND),
 ];
+/// Whoever waits gets the lock when the lease is over, and the host of the holder is late to notice.
+const CUT_OFF_AND_LATE: [Blow; 2] = [
+    lasting(Kind::Cut, 10 * SECOND, 14 * SECOND),
+    lasting(Kind::LateTimers, 10 * SECOND, 14 * SECOND),
+];
 /// It is a standby when it is back.
 const AS_STANDBY: [Blow; 2] = [
     lasting(Kind::StopImmediate, 0, SECOND / 2),
@@ -169,7 +174,14 @@ struct Way {
 }
 
 /// Those by which rare places are reached.
-const WAYS: [Way; 18] = [
+const WAYS: [Way; 19] = [
+    Way {
+        ends: &[&CUT_OFF_AND_LATE],
+        late: &[],
+        asked: &[Question::Beat],
+        befalls: &[&[]],
+        carries_on: Some(false),
+    },
     Way {
         ends: &[&STARTS_AND_HELD_BACK],
         late: &[],
