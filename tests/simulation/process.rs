@@ -43,6 +43,8 @@ const LATE_TIMER: Time = 800 * MILLISECOND;
 const SLACK: Time = BUSY + 15 * MILLISECOND;
 /// How long a process takes to die of SIGKILL.
 const DYING: Time = 3 * MILLISECOND;
+/// How long a waiter waits for a server that it has dialed.
+const PATIENCE: Time = 10 * SECOND;
 /// As `server/wait.rs` has it.
 const EXIT_PATIENCE: Time = SECOND;
 /// As `lock/release.rs` has it.
@@ -507,7 +509,7 @@ impl World {
             server: "server".to_owned(),
             hosts: 1,
             wait: it.wait,
-            patience: Some(Duration::from_secs(10)),
+            patience: Some(Duration::from_micros(PATIENCE)),
             ttl: it.terms().map(Terms::ttl),
             fence: it.fence,
             sync: false,

@@ -292,9 +292,13 @@ impl World {
                 .all(|key| self.server.locks.holders(*key, false).next().is_none())
             && !self.server.is_young(self.schedule.ttl, now);
         let slow = (self.schedule.pool.1 + 5 * SECOND) * Time::from(!direct);
-        let lease = (self.schedule.ttl + 1) * SECOND + 2 * SECOND + slow;
-        // Of a waiter that cannot be heard the server keeps the place in the queue for a ttl.
+        // Who was just dialing a server that was frozen hears nothing of the other one that has taken over meanwhile.
         let faults = self.faults();
+        let is_there = |kind| faults.iter().any(|fault| fault.kind == kind);
+        let is_replaced = is_there(Kind::FreezeServer) && is_there(Kind::Promote);
+        let deaf = PATIENCE * Time::from(is_replaced);
+        let lease = (self.schedule.ttl + 1) * SECOND + 2 * SECOND + slow + deaf;
+        // Of a waiter that cannot be heard the server keeps the place in the queue for a ttl.
         let is_unheard = |kind| {
             [
                 Kind::PowerOff,
@@ -309,7 +313,7 @@ impl World {
         };
         let turn = match faults.iter().any(|fault| is_unheard(fault.kind)) {
             true => lease,
-            false => 3 * SECOND,
+            false => 3 * SECOND + deaf,
         };
         self.judge.look_at_waiters(
             can && is_up && !has_command && !self.takes_long,
