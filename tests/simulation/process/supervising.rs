@@ -342,11 +342,11 @@ impl World {
                 }
             }
             Effect::Suspend => {
+                self.clients[client].keeps_until = 0;
+                self.look();
                 if !self.clients[client].has_shell {
                     return Some(supervise::Event::Woken(false));
                 }
-                self.clients[client].keeps_until = 0;
-                self.look();
                 self.supervising(client)?.suspended = true;
                 let time = self.random.next() % (self.schedule.ttl * 2 * SECOND);
                 self.after(time, Event::Resume(client));
