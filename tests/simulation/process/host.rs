@@ -111,11 +111,12 @@ impl World {
         if begins && kind == Kind::FreezePglock {
             it.is_held_up(now);
         }
-        // pglock and its guardian are frozen both.
-        let guardian_frozen = it
-            .guardian
-            .is_some_and(|guardian| it.guardians[guardian].is_frozen);
-        if begins && (it.is_frozen > 0 || it.is_dead) && guardian_frozen {
+        // pglock is frozen, and so is its guardian, or that is dead and no other one there yet.
+        let is_unguarded = match it.guardian.map(|guardian| &it.guardians[guardian]) {
+            Some(guardian) => guardian.is_frozen || !guardian.is_alive,
+            None => it.has_command(),
+        };
+        if begins && (it.is_frozen > 0 || it.is_dead) && is_unguarded {
             it.excuse(Reason::Unguarded, now, Time::MAX);
         }
         self.wake(client);
