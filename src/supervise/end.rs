@@ -37,10 +37,10 @@ impl Supervisor<'_> {
     /// Gives the lock up, and tells how pglock ends.
     pub(super) fn finish(mut self) -> Exit {
         let was_frozen = self.state.is_frozen();
-        self.shared.set_group(None);
         for effect in self.state.finish() {
             let _ = self.perform(effect);
         }
+        self.shared.set_group(None);
         let ended = self.state.ended();
         if ended.is_some() {
             self.take_terminal_back();

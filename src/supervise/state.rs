@@ -620,18 +620,22 @@ impl State {
         }
     }
 
+    /// Whether the command has ended, and the rest of its group too.
+    fn is_dead(&self) -> bool {
+        self.ended.is_some() && self.group_gone
+    }
+
     /// Whether nothing is left to do but to give the lock up. What a command leaves running in the background is left
     /// alone, unless the lock is lost. A group that does not die of SIGKILL is given up when its lease is over.
     pub fn is_over(&self, now: Moment) -> bool {
-        let is_dead = self.ended.is_some() && self.group_gone;
         match self.stage {
             Stage::Running
             | Stage::Frozen
             | Stage::Suspending(_)
             | Stage::Suspended
             | Stage::Resuming(_) => self.ended.is_some(),
-            Stage::Terminating(_) => is_dead,
-            Stage::Killed(then) => is_dead || self.given_up_at(then) <= now,
+            Stage::Terminating(_) => self.is_dead(),
+            Stage::Killed(then) => self.is_dead() || self.given_up_at(then) <= now,
             Stage::Holding(until) => until <= now,
         }
     }
@@ -701,6 +705,8 @@ impl State {
             Stage::Frozen if !self.stopped_by_user => {
                 self.effects.push(Effect::Signal(Signal::CONT));
             }
+            // A member may have been starting another when it was killed last, and pglock have been frozen since.
+            Stage::Killed(_) if !self.is_dead() => self.effects.push(Effect::Kill),
             Stage::Frozen
             | Stage::Running
             | Stage::Terminating(_)
@@ -807,8 +813,7 @@ impl State {
                 }
             }
             Stage::Terminating(kill_at) => {
-                let is_dead = self.ended.is_some() && self.group_gone;
-                if !is_dead && self.kill_at(kill_at) <= now {
+                if !self.is_dead() && self.kill_at(kill_at) <= now {
                     self.say(Line::Overdue);
                     self.kill_command(now);
                 }

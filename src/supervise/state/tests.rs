@@ -902,6 +902,25 @@ fn what_the_guardian_has_left_of_a_group_is_ended_before_the_lock_is_given_up() 
 }
 
 #[test]
+fn a_group_that_is_given_up_is_killed_once_more() {
+    // When the lease is over, or two seconds later.
+    for (ttl, given_up_at) in [(15.0, 118.0), (0.0, 105.0)] {
+        let mut state = state(policy(ttl, 5.0));
+        state.kill(Why::GoneMeanwhile, at(103.0));
+        let dead = Event::CommandEnded(Change::Killed(Signal::KILL), true);
+        state.on(dead, at(103.0));
+        assert!(!state.is_over(at(given_up_at - 0.1)), "ttl {ttl}");
+        // As a pglock finds it that was frozen meanwhile: without a tick before.
+        assert!(state.is_over(at(given_up_at)), "ttl {ttl}");
+        let mut gone = state.clone();
+        assert_eq!(state.finish(), [Effect::Kill, Effect::Guard(None)]);
+        // Its number may be another's by now.
+        gone.on(Event::GroupGone, at(given_up_at));
+        assert_eq!(gone.finish(), [Effect::Guard(None)]);
+    }
+}
+
+#[test]
 fn a_session_that_ends_after_its_deadline_is_not_lost_twice() {
     let mut state = state(Policy {
         kill_on_loss: false,

@@ -384,7 +384,6 @@ impl World {
 
     /// The command has ended: the lock is given up.
     pub fn finish(&mut self, client: usize) {
-        self.clients[client].shared.has_group = false;
         let Some(run) = self.supervising(client) else {
             return;
         };
@@ -392,6 +391,7 @@ impl World {
         for effect in effects {
             let _ = self.perform(client, effect);
         }
+        self.clients[client].shared.has_group = false;
         let life = mem::replace(&mut self.clients[client].life, Life::Exited);
         let Life::Supervising(run) = life else {
             return;
