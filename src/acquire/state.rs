@@ -25,6 +25,14 @@ const POOLED_PAUSE: Duration = Duration::from_millis(500);
 /// How long one who has no place in the server's queue rests before the next look for one. By it the server hears of the
 /// session, too: it is shorter than any lease.
 const REST: Duration = Duration::from_millis(900);
+/// How long the lock may take that is granted at once, and a connection, to count at once.
+///
+/// A server that goes down ends its newest sessions first. Who is slower than this may have the older session, and be granted the
+/// lock of a holder who came later and whose session was just ended.
+const PROMPT: Duration = Duration::from_millis(50);
+const PROMPT_CONNECTION: Duration = Duration::from_millis(500);
+/// How long the session is watched then: as the server waits itself before it grants a lock that was waited for.
+const SETTLE: Duration = Duration::from_millis(60);
 /// How long after its time an answer may come that is under way.
 const UNDER_WAY: Duration = Duration::from_secs(1);
 /// The first and the longest pause before a server is tried again that is down, starting or full.
@@ -588,6 +596,8 @@ enum Phase {
         /// Until then it may.
         whole: Moment,
     },
+    /// The lock is granted, and counts if the session is there a little later.
+    Settling,
     /// A question whose answer is late is cancelled; then there is no lock, for this reason.
     Cancelling(AttemptError),
     /// A question is being taken back, with its answer; then the same.
@@ -659,6 +669,8 @@ pub struct State {
     differed: u32,
     /// What the lock can be bound to on the connection that there is.
     scope: LockScope,
+    /// Until when it has to be there, and then the lock to be granted, for the lock to count at once.
+    prompt_until: Moment,
     /// Whether this session has looked for a place in the queue, and the one that it has.
     has_looked: bool,
     place: Option<u32>,
@@ -679,6 +691,8 @@ pub struct State {
     held: bool,
     /// Whether it would be, but for its fencing token.
     wants_token: bool,
+    /// Whether it is to be seen yet that the session stays.
+    settles: bool,
     /// Whether it is to be asked yet which standbys confirm it.
     wants_standbys: bool,
     token: Option<u64>,
@@ -706,6 +720,7 @@ impl State {
             waited: false,
             differed: 0,
             scope: LockScope::Session,
+            prompt_until: start,
             has_looked: false,
             place: None,
             tried: RestartCheck::HoldOff,
@@ -717,6 +732,7 @@ impl State {
             sent: start,
             held: false,
             wants_token: false,
+            settles: false,
             wants_standbys: false,
             token: None,
             lines: Vec::new(),
@@ -766,6 +782,7 @@ impl State {
             | Phase::Asking(_)
             | Phase::Pausing(_)
             | Phase::HoldingOff { .. }
+            | Phase::Settling
             | Phase::Cancelling(_)
             | Phase::Withdrawing(_)
             | Phase::RollingBack(_)
@@ -785,6 +802,7 @@ impl State {
             | Phase::Asking(_)
             | Phase::Pausing(_)
             | Phase::HoldingOff { .. }
+            | Phase::Settling
             | Phase::Cancelling(_)
             | Phase::Withdrawing(_)
             | Phase::RollingBack(_)
@@ -802,6 +820,7 @@ impl State {
             | Phase::Asking(_)
             | Phase::Pausing(_)
             | Phase::HoldingOff { .. }
+            | Phase::Settling
             | Phase::Cancelling(_)
             | Phase::Withdrawing(_)
             | Phase::RollingBack(_)
@@ -821,6 +840,7 @@ impl State {
             | Phase::ConnectingBeside(_)
             | Phase::Pausing(_)
             | Phase::HoldingOff { .. }
+            | Phase::Settling
             | Phase::Cancelling(_)
             | Phase::Withdrawing(_)
             | Phase::RollingBack(_)
@@ -1050,6 +1070,7 @@ impl State {
             | Phase::ConnectingBeside(_)
             | Phase::Pausing(_)
             | Phase::HoldingOff { .. }
+            | Phase::Settling
             | Phase::Cancelling(_)
             | Phase::Withdrawing(_)
             | Phase::RollingBack(_)
@@ -1064,6 +1085,10 @@ impl State {
             Phase::HoldingOff { .. } => {
                 self.stop(failed("the server gave an answer while holding off"), at)
             }
+            Phase::Settling => self.stop(
+                failed("the server gave an answer to nothing after it had granted the lock"),
+                at,
+            ),
             Phase::Ready
             | Phase::Connecting(_)
             | Phase::ConnectingBeside(_)
@@ -1105,6 +1130,7 @@ impl State {
             | Phase::ConnectingBeside(_)
             | Phase::Pausing(_)
             | Phase::HoldingOff { .. }
+            | Phase::Settling
             | Phase::Cancelling(_)
             | Phase::Withdrawing(_)
             | Phase::RollingBack(_)
@@ -1124,6 +1150,7 @@ impl State {
             | Phase::ConnectingBeside(_)
             | Phase::Pausing(_)
             | Phase::HoldingOff { .. }
+            | Phase::Settling
             | Phase::Cancelling(_)
             | Phase::Withdrawing(_)
             | Phase::RollingBack(_)
@@ -1160,6 +1187,7 @@ impl State {
             Phase::Ready
             | Phase::Pausing(_)
             | Phase::HoldingOff { .. }
+            | Phase::Settling
             | Phase::Cancelling(_)
             | Phase::Withdrawing(_)
             | Phase::RollingBack(_)
@@ -1199,6 +1227,10 @@ impl State {
                 let error = error.of("the connection was lost while holding off");
                 self.fail(AttemptError::Host(error), at)
             }
+            Phase::Settling => {
+                let error = error.of("the connection was lost right after the lock was granted");
+                self.fail(AttemptError::Host(error), at)
+            }
             Phase::Pausing(_) => self.stop(AcquireError::Failed(error.message), at),
             Phase::Ready
             | Phase::Connecting(_)
@@ -1232,6 +1264,7 @@ impl State {
                     self.attempt(check, at)
                 }
             }
+            Phase::Settling => self.ask(Question::Renew, at),
             Phase::Ready
             | Phase::Connecting(_)
             | Phase::ConnectingBeside(_)
@@ -1249,6 +1282,10 @@ impl State {
         let stop = AcquireError::Signal(signal);
         match phase {
             Phase::Asking(_) => self.withdraw(stop),
+            Phase::Settling => {
+                self.phase = Phase::Releasing(AttemptError::Stop(stop));
+                Order::Release
+            }
             Phase::Ready
             | Phase::Connecting(_)
             | Phase::ConnectingBeside(_)
@@ -1284,6 +1321,7 @@ impl State {
             | Phase::Asking(_)
             | Phase::Pausing(_)
             | Phase::HoldingOff { .. }
+            | Phase::Settling
             | Phase::Cancelling(_)
             | Phase::RollingBack(_)
             | Phase::Releasing(_)
@@ -1302,6 +1340,7 @@ impl State {
             | Phase::Asking(_)
             | Phase::Pausing(_)
             | Phase::HoldingOff { .. }
+            | Phase::Settling
             | Phase::Withdrawing(_)
             | Phase::Done => self.unexpected(),
         }
@@ -1320,6 +1359,7 @@ impl State {
     /// does not answer leaves some to the next.
     fn connect(&mut self, at: &At) -> Order {
         self.held = false;
+        self.prompt_until = at.now + PROMPT_CONNECTION;
         let dial = self.dial(self.until, self.hosts_left, at.now);
         self.phase = Phase::Connecting(dial.time);
         Order::Connect(dial)
@@ -1402,6 +1442,9 @@ impl State {
             self.say(Line::Obtaining(self.plan.wait));
         }
         self.scope = LockScope::Session;
+        if at.now <= self.prompt_until {
+            self.prompt_until = at.now + PROMPT;
+        }
         self.has_looked = false;
         self.place = None;
         self.young_since = None;
@@ -1671,6 +1714,9 @@ impl State {
     /// The lock is granted.
     fn granted(&mut self, token: Option<u64>, at: &mut At) -> Order {
         self.held = true;
+        // In a transaction, and where it was waited for, the server itself has waited.
+        let is_prompt = at.now <= self.prompt_until;
+        self.settles = !is_prompt && !self.waited && self.scope == LockScope::Session;
         self.wants_standbys = self.plan.sync && self.plan.verbose;
         self.token = token;
         if self.plan.fence && token.is_none() {
@@ -1680,11 +1726,15 @@ impl State {
         }
     }
 
-    /// All is there. An answer that was long under way, in a pool's queue say, leaves little of the lease: one more sign of
-    /// the server, and it is whole.
+    /// All is there, and the session stays. An answer that was long under way, in a pool's queue say, leaves little of the lease:
+    /// one more sign of the server, and it is whole.
     fn complete(&mut self, at: &At) -> Order {
         if mem::take(&mut self.wants_standbys) {
             return self.ask(Question::Standbys, at);
+        }
+        if mem::take(&mut self.settles) {
+            self.phase = Phase::Settling;
+            return Order::Watch(at.now + SETTLE);
         }
         match self.plan.ttl {
             Some(ttl) if at.now > self.sent + ttl / 3 => self.ask(Question::Renew, at),

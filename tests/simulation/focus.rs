@@ -378,11 +378,11 @@ impl Schedule {
         }
         let any = |random: &mut Random| BEFALLS_ON_THE_WAY[random.below(BEFALLS_ON_THE_WAY.len())];
         let (cue, blows) = match random.below(8) {
-            // The answer is so long under way that a sign of the server is wanted.
+            // The answer is so long under way that the session is watched, and a sign of the server is wanted.
             0 | 1 => {
                 let late = &[lasting(Kind::CutFrom, SECOND, 3 * SECOND)];
                 self.strike(Cue::Orders(Ordered::Try), late, random);
-                (Ordered::Renew, any(random))
+                (random.of(&[Ordered::Watch, Ordered::Renew]), any(random))
             }
             2 => {
                 let asked = random.of(&[Ordered::Holders, Ordered::Rollback]);

@@ -29,6 +29,7 @@ impl State {
             Phase::Pausing(Pause::Glance) => "before a glance",
             Phase::Pausing(Pause::Round) => "before a round",
             Phase::HoldingOff { .. } => "holding off",
+            Phase::Settling => "settling",
             Phase::Cancelling(_) => "cancelling",
             Phase::Withdrawing(_) if pooled => "withdrawing, pooled",
             Phase::Withdrawing(_) => "withdrawing",

@@ -121,6 +121,7 @@ fn phases() -> Vec<(&'static str, State)> {
         answer_by: Some(at(112.5)),
         sent: at(102.5),
         hosts_left: 1,
+        prompt_until: at(NOW),
         ..State::new(plan(), at(START))
     };
     let queued = |phase| State {
@@ -177,6 +178,13 @@ fn phases() -> Vec<(&'static str, State)> {
         ("before a glance", pooled(Phase::Pausing(Pause::Glance))),
         ("before a round", state(Phase::Pausing(Pause::Round))),
         ("holding off", state(holding_off)),
+        (
+            "settling",
+            State {
+                held: true,
+                ..state(Phase::Settling)
+            },
+        ),
         ("cancelling", state(Phase::Cancelling(why()))),
         ("withdrawing", state(Phase::Withdrawing(why()))),
         ("withdrawing, pooled", pooled(Phase::Withdrawing(why()))),
@@ -448,7 +456,7 @@ impl Run {
 #[test]
 fn a_lock_that_is_free_is_taken_at_once() {
     let mut run = Run::connected(plan());
-    run.now += 0.1;
+    run.now += 0.05;
     let Order::End(Ending::Taken(taken)) = run.on(verdict(Verdict::Held(None))) else {
         panic!("not taken");
     };
@@ -494,8 +502,8 @@ fn a_host_that_is_silent_leaves_half_of_the_time_to_the_next() {
         panic!()
     };
     assert_eq!((dial.host, dial.until), (1, Some(at(115.0))));
-    assert_eq!(run.at(106.0, connected()), "ask try");
-    assert_eq!(run.at(106.1, verdict(Verdict::Held(None))), "take");
+    assert_eq!(run.at(105.2, connected()), "ask try");
+    assert_eq!(run.at(105.21, verdict(Verdict::Held(None))), "take");
     assert_eq!(
         run.lines
             .iter()
@@ -966,7 +974,8 @@ fn who_has_held_off_takes_the_lock_without_caution() {
     // The end stays where it was at first.
     assert_eq!(run.at(110.1, age(9.0, false)), "watch for 1.90 s");
     assert_eq!(run.at(112.0, Event::Passed), "ask try without check");
-    assert_eq!(run.shown(verdict(Verdict::Held(None))), "take");
+    // The session of one who came later may have held it, and have been ended before this one is.
+    assert_eq!(run.shown(verdict(Verdict::Held(None))), "watch for 0.06 s");
     let line = "The server was restarted and lost its locks: holding off for 12.0 s, in which an earlier holder may \
                 take its lock again.";
     assert_eq!(run.said(line), 1);
@@ -1092,7 +1101,7 @@ fn a_signal_in_any_phase_is_the_end() {
             "trying" | "looking" | "waiting" | "asking age" | "naming holders" | "renewing"
             | "naming standbys" | "listing" => &["withdraw", "release"],
             "trying, pooled" | "glancing" | "leaving a transaction" => &["withdraw", "roll back"],
-            "connecting beside" => &["release"],
+            "connecting beside" | "settling" => &["release"],
             "fetching token" => &["withdraw", "roll back", "release"],
             "ready"
             | "connecting"
@@ -1194,26 +1203,77 @@ fn a_fencing_token_that_does_not_come_costs_the_lock() {
 
 #[test]
 fn an_answer_that_was_long_under_way_is_followed_by_a_sign() {
-    let mut run = Run::connected(plan());
+    let mut run = Run::pooled(plan());
     assert_eq!(run.at(105.1, verdict(Verdict::Held(None))), "ask renew");
     let Order::End(Ending::Taken(taken)) = run.on(Event::Answered(Answer::Any)) else {
         panic!("not taken");
     };
     assert_eq!(taken.sent, at(105.1));
     // One that is an error is none.
-    let mut run = Run::connected(plan());
+    let mut run = Run::pooled(plan());
     run.at(105.1, verdict(Verdict::Held(None)));
     assert_eq!(
         run.shown(refused(false)),
         "fail: the server gave no sign that the lock is held: no"
     );
-    let mut run = Run::connected(plan());
+    let mut run = Run::pooled(plan());
     assert_eq!(run.at(105.0, verdict(Verdict::Held(None))), "take");
-    let mut run = Run::connected(Plan {
+    let mut run = Run::pooled(Plan {
         ttl: None,
         ..plan()
     });
     assert_eq!(run.at(109.0, verdict(Verdict::Held(None))), "take");
+}
+
+#[test]
+fn a_lock_that_is_granted_at_once_but_late_counts_when_the_session_has_stayed() {
+    for ttl in [None, Some(time(15.0))] {
+        // The wait may be over meanwhile: the lock is held.
+        for wait in [Wait::No, Wait::Seconds(1)] {
+            let plan = Plan {
+                wait,
+                ttl,
+                ..plan()
+            };
+            let mut run = Run::connected(plan.clone());
+            let order = run.at(100.98, verdict(Verdict::Held(None)));
+            assert_eq!(order, "watch for 0.06 s");
+            assert_eq!(run.at(101.04, Event::Passed), "ask renew");
+            let Order::End(Ending::Taken(taken)) = run.on(Event::Answered(Answer::Any)) else {
+                panic!("not taken");
+            };
+            assert_eq!((taken.sent, taken.waited), (at(101.04), false));
+
+            // It went with the session of a holder that came later: the server goes down.
+            let mut run = Run::connected(plan);
+            run.at(100.06, verdict(Verdict::Held(None)));
+            let end = run.at(100.07, lost(false));
+            let words = "the connection was lost right after the lock was granted: gone";
+            match wait {
+                Wait::No => assert_eq!(end, format!("fail: {words}")),
+                Wait::Seconds(_) | Wait::Forever => {
+                    assert_eq!(run.said(&format!("{words}; trying again.")), 1);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_session_that_was_long_in_the_making_may_be_older_than_a_holder_s() {
+    for (connected_at, expected) in [(100.5, "take"), (100.6, "watch for 0.06 s")] {
+        let (mut run, _) = Run::new(plan());
+        assert_eq!(run.at(connected_at, connected()), "ask try");
+        assert_eq!(run.shown(verdict(Verdict::Held(None))), expected);
+    }
+}
+
+#[test]
+fn a_lock_that_was_waited_for_has_settled_on_the_server() {
+    let mut run = Run::connected(plan());
+    run.shown(verdict(Verdict::Busy));
+    run.at(101.0, verdict(Verdict::Place(7)));
+    assert_eq!(run.at(101.5, verdict(Verdict::Held(None))), "take");
 }
 
 #[test]
