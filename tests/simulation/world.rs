@@ -168,8 +168,8 @@ pub struct World {
     pub coverage: Coverage,
     /// When something last changed that whoever waits cannot help.
     pub disturbed: Time,
-    /// Whether a host is gone whose lock has no lease, or the clock was set back: nothing is promised then of how long it
-    /// takes until the next holder.
+    /// Whether a host is gone whose lock has no lease or whose connection of the pool has no timeout, or the clock was set back:
+    /// nothing is promised then of how long it takes until the next holder.
     pub takes_long: bool,
     /// Until when users wait for what does not come.
     patience_until: Time,
@@ -526,6 +526,9 @@ impl World {
         // With its transaction goes what is bound to it.
         if self.connections[connection].peer == Peer::Pool {
             self.excuse_session(client);
+            // An aborted transaction has no timeouts, which were its own: whose client is gone without a word has the pool's
+            // connection until the pooler notices.
+            self.takes_long |= self.clients[client].has_exited();
         }
         let mut statements = Program::unwrap_or_clone(program);
         let place = self.random.below(statements.len());
