@@ -840,3 +840,21 @@ fn an_error_for_a_sign_that_the_lock_is_held_is_none() {
     proxy.delay(Duration::ZERO);
     run.wait().assert_status(0).assert_stdout("at last\n");
 }
+
+#[test]
+fn a_lock_that_is_granted_late_is_asked_after_before_the_command_runs() {
+    let server = Server::new();
+    let proxy = Proxy::new(&server);
+    // Longer than a lock may take that counts at once. The session may be older than that of the holder before, which a
+    // server that goes down ends first.
+    proxy.delay(Duration::from_millis(100));
+    let said = error("FATAL", "57P01", "terminating connection due to shutdown");
+    proxy.trap(When::Request(3), What::Say(said));
+    let run = Pglock::at(proxy.port())
+        .flags(["--ttl", "0", "--wait", "60"])
+        .command(["echo", "at last"])
+        .spawn();
+    run.wait_for_line("terminating connection due to shutdown; trying again");
+    proxy.disarm();
+    run.wait().assert_status(0).assert_stdout("at last\n");
+}
