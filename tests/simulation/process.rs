@@ -549,6 +549,13 @@ impl World {
         }
     }
 
+    /// Whether the session that a client has holds its lock.
+    fn holds_lock(&self, client: usize) -> bool {
+        let it = &self.clients[client];
+        let owner = it.connection.and_then(|connection| self.owner(connection));
+        owner.is_some_and(|owner| self.server.holds_any(owner, &it.keys()))
+    }
+
     /// Without a lease a server that has not heard of the end of a connection keeps the lock.
     pub fn note_lifted(&mut self, client: usize) {
         if let Life::Supervising(run) = &self.clients[client].life {

@@ -425,11 +425,7 @@ impl World {
             self.after(work, Event::CommandWorked(client, serial));
         }
         // One that runs though its session is gone takes nothing from anybody.
-        let connection = self.clients[client].connection;
-        let owner = connection.and_then(|connection| self.owner(connection));
-        let keys = self.clients[client].keys();
-        let holds = owner.is_some_and(|owner| self.server.holds_any(owner, &keys));
-        if holds && self.schedule.slots == 1 {
+        if self.holds_lock(client) && self.schedule.slots == 1 {
             let shares = self.clients[client].shares();
             for (place, other) in self.clients.iter_mut().enumerate() {
                 if place != client && !(shares && other.shares()) {

@@ -206,7 +206,8 @@ impl World {
                     )) => {
                         let run = self.supervising(client).expect("a run");
                         (run.backend, run.is_lifted) = (spoken, false);
-                        self.clients[client].ended_alone = false;
+                        // Unless this session was ended too while the answer was under way.
+                        self.clients[client].ended_alone &= !self.holds_lock(client);
                     }
                     supervise::Event::Answered(supervise::Answer::Check(true)) => {
                         self.supervising(client).expect("a run").is_lifted = false;
