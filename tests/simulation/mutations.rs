@@ -75,7 +75,7 @@ const MUTATIONS: &[Mutation] = &[
     Mutation {
         name: "the lock is given up before the group is gone",
         file: "src/supervise/state.rs",
-        was: "Stage::Terminating(_) => is_dead,\n            Stage::Killed(then) =>",
+        was: "Stage::Terminating(_) => self.is_dead(),\n            Stage::Killed(then) =>",
         is: "Stage::Terminating(_) => self.ended.is_some(),\n            Stage::Killed(then) => self.ended.is_some() ||",
         options: "",
     },
