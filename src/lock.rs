@@ -30,8 +30,6 @@ mod restart;
 mod verdict;
 
 pub use glance_sql::Glance;
-#[cfg(test)]
-pub use held_sql::Released;
 pub use held_sql::{Lock, Retaken};
 pub use keys::{Key, Name};
 pub use query::{Query, Unanswered};

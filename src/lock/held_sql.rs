@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::keys::{Key, OWN_DATABASE};
 use super::query::{CONFIRMED, Query, Statements};
+use super::request_sql::{SETTLE, SLOT_PAUSE};
 use super::restart::{History, Past, PastPlace, RestartCheck, history_query, past_query};
 use super::verdict::{self, Verdict, VerdictPlace};
 use crate::pq::Error;
@@ -31,14 +32,11 @@ pub struct Retaken {
     pub verdict: Verdict,
 }
 
-/// What the server says to one who gives a lock up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Released {
-    /// Whether the lock was held until then.
-    pub was_held: bool,
-    /// Whether somebody has waited for it.
-    pub is_waited_for: bool,
-}
+/// How long at most the sign is there by which a lock is given up for which somebody waits, in milliseconds. Shorter than the
+/// time for which one makes sure of a lock that came without.
+const LINGER: u32 = 10;
+/// How often it is looked at once whether the sign is seen, as long as it takes who waits to wake up.
+const AT_ONCE: u32 = 1000;
 
 impl Lock {
     /// What it is bound to.
@@ -102,6 +100,11 @@ impl Lock {
             "pg_catalog.pg_try_advisory{transaction}_lock{}({})",
             self.suffix(),
             self.key
+        );
+        // As a newcomer does: another may have it by the sign.
+        let taken = format!(
+            "{taken} and (pg_catalog.pg_try_advisory_xact_lock_shared({}) or pg_catalog.pg_sleep({SETTLE})::text is not null)",
+            self.key.release(true)
         );
         let taken = match self.count {
             Some(count) => format!(
@@ -170,54 +173,83 @@ impl Lock {
         statements.query(move |answer| Ok(answer.seconds(age, 0)))
     }
 
-    /// Gives the lock up, and says so beforehand to those who wait, by [keys](Key::release) that go with the session. Asks then
-    /// whether somebody has waited for it, and has it now: an exclusive lock could otherwise be taken once more; of a shared
-    /// one only the lock table can tell. What comes after the unlock may fail: it was given up all the same.
-    pub fn release_query(self) -> Query<Released> {
+    /// Gives the lock up, by a [sign](Key::release) that whoever gets it next goes by: a key that is held from before the lock is
+    /// free until the sign is seen, or [`LINGER`] is over. The next one counts on the lock only when the sign is withdrawn, so
+    /// that it is good for one.
+    ///
+    /// Who shares the lock gives it up by a sign only if nobody else has it: another's session may end while the sign is there.
+    /// Who comes to share it meanwhile sees the sign.
+    ///
+    /// What comes after the unlock may fail: the lock was given up all the same.
+    pub fn release_query(self) -> Query<bool> {
         let key = self.key;
         let mut statements = Statements::new();
         if self.scope == LockScope::Transaction {
             let commit = statements.add("commit");
-            return statements.query_in_part(move |answer| Released {
-                was_held: answer.is_done(commit),
-                is_waited_for: false,
-            });
+            return statements.query_in_part(move |answer| answer.is_done(commit));
         }
-        let told = format!(
-            "select pg_catalog.pg_try_advisory_lock_shared({})",
-            key.release(true)
-        );
+        let sign = key.release(true);
         statements.add(match self.shared {
-            true => told,
+            true => format!(
+                "select pg_catalog.set_config('pglock.sign', case when not pg_catalog.pg_try_advisory_lock({sign}) then '' \
+                 when exists (select from pg_catalog.pg_lock_status() where locktype = 'advisory' and granted \
+                 and pg_catalog.int4ne(pid, pg_catalog.pg_backend_pid()) and {}) \
+                 then pg_catalog.left(pg_catalog.pg_advisory_unlock({sign})::text, 0) else 'yes' end, true)",
+                key.condition()
+            ),
             false => format!(
-                "{told}, pg_catalog.pg_try_advisory_lock({})",
+                "select pg_catalog.pg_try_advisory_lock({sign}), pg_catalog.pg_try_advisory_lock({})",
                 key.release(false)
             ),
         });
         let unlock = format!("pg_catalog.pg_advisory_unlock{}({key})", self.suffix());
-        let unlocked = statements.add(format!("select {unlock}"));
+        // All of it is planned before the lock is free.
+        let unlocked = statements.add(format!("select {unlock}, {}", self.linger_sql(sign)));
         if let Some(count) = self.count {
             statements.add(format!(
                 "select pg_catalog.pg_advisory_unlock_shared({count})"
             ));
         }
-        let others = statements.add(if self.shared {
+        statements.query_in_part(move |answer| answer.field(unlocked, 0) == Some("t"))
+    }
+
+    /// Waits until the sign is seen, where somebody waits for the lock, and withdraws it. It is seen by who then waits for it to
+    /// be withdrawn, against whom another try at it does not come through. Those who share the lock only look whether it
+    /// is withdrawn, and have a sign of their own.
+    fn linger_sql(self, sign: Key) -> String {
+        let key = self.key;
+        let withdraw = format!("pg_catalog.pg_advisory_unlock({sign})");
+        // Looks some times at once, and then each millisecond.
+        let until_seen = |milliseconds| {
             format!(
-                "select locktype, classid, objid, objsubid \
-                 from pg_catalog.pg_lock_status() where locktype = 'advisory' and mode = 'ExclusiveLock' and {}",
-                key.condition()
+                "exists (select from pg_catalog.generate_series(1, {AT_ONCE} + {milliseconds}) look where case \
+                 when not pg_catalog.pg_try_advisory_lock_shared({sign}) then true \
+                 when not pg_catalog.pg_advisory_unlock_shared({sign}) then true \
+                 when look > {AT_ONCE} then pg_catalog.pg_sleep(0.001) is null else false end) is not null and {withdraw}"
             )
-        } else {
-            format!("select case when pg_catalog.pg_try_advisory_lock({key}) then {unlock} else false end")
-        });
-        statements.query_in_part(move |answer| Released {
-            was_held: answer.field(unlocked, 0) == Some("t"),
-            is_waited_for: if self.shared {
-                answer.rows(others).contains(&key.row().to_vec())
-            } else {
-                answer.field(others, 0) == Some("f")
-            },
-        })
+        };
+        let is_free = format!(
+            "when pg_catalog.pg_try_advisory_lock({key}) then pg_catalog.pg_advisory_unlock({key}) and {withdraw}"
+        );
+        match (self.shared, self.count) {
+            (true, _) => format!(
+                "case when pg_catalog.current_setting('pglock.sign') = '' then true {is_free} else {} end",
+                until_seen(LINGER)
+            ),
+            (false, None) => format!(
+                "case {is_free} when pg_catalog.pg_try_advisory_lock_shared({key}) \
+                 then pg_catalog.pg_advisory_unlock_shared({key}) and {withdraw} and pg_catalog.pg_sleep({LINGER} * 0.001) is null \
+                 else {} end",
+                until_seen(LINGER)
+            ),
+            // The first of those who wait looks for a slot now and then.
+            (false, Some(_)) => format!(
+                "case when exists (select from pg_catalog.pg_lock_status() where locktype = 'advisory' and granted \
+                 and {}) then {} else {withdraw} end",
+                key.queue_condition(),
+                until_seen(LINGER + SLOT_PAUSE)
+            ),
+        }
     }
 
     fn suffix(self) -> &'static str {
@@ -303,31 +335,25 @@ mod tests {
     }
 
     #[test]
-    fn a_lock_is_given_up_also_when_what_is_asked_then_is_refused() {
-        let key = Key::Two(1, 2);
+    fn a_lock_is_given_up_also_when_what_comes_then_is_refused() {
         let read = |shared, scope, outcomes: &[Outcome]| {
-            let query = lock(key, shared, scope).release_query();
-            let released = query.read(outcomes).unwrap();
-            (released.was_held, released.is_waited_for)
+            let query = lock(Key::Two(1, 2), shared, scope).release_query();
+            query.read(outcomes).unwrap()
         };
-        let one = |outcomes: &[Outcome]| read(false, LockScope::Session, outcomes);
-        let set = said("t");
-        let begin = [none(), set.clone()];
-        let of = |rest: &[Outcome]| [&begin[..], rest].concat();
-        assert_eq!(one(&of(&[said("t"), said("t")])), (true, false));
-        assert_eq!(one(&of(&[said("t"), said("f")])), (true, true));
-        assert_eq!(one(&of(&[said("f"), said("t")])), (false, false));
-        assert_eq!(one(&of(&[said("t"), refusal()])), (true, false));
-        assert_eq!(one(&of(&[refusal()])), (false, false));
-        assert_eq!(one(&[refusal()]), (false, false));
-        let shared = |outcomes: &[Outcome]| read(true, LockScope::Session, outcomes);
-        let waited = rows(vec![key.row().to_vec()]);
-        assert_eq!(shared(&of(&[said("t"), waited])), (true, true));
-        assert_eq!(shared(&of(&[said("t"), none()])), (true, false));
+        let of = |rest: &[Outcome]| [&[none(), said("t")], rest].concat();
+        for shared in [false, true] {
+            let session = |outcomes: &[Outcome]| read(shared, LockScope::Session, outcomes);
+            assert!(session(&of(&[said("t"), said("t")])));
+            assert!(session(&of(&[said("t"), refusal()])));
+            assert!(session(&of(&[said("t")])));
+            assert!(!session(&of(&[said("f"), said("t")])));
+            assert!(!session(&of(&[refusal()])));
+            assert!(!session(&[refusal()]));
+        }
         let bound = |outcomes: &[Outcome]| read(false, LockScope::Transaction, outcomes);
-        assert_eq!(bound(&[none(), none()]), (true, false));
-        assert_eq!(bound(&[none(), refusal()]), (false, false));
-        assert_eq!(bound(&[none()]), (false, false));
+        assert!(bound(&[none(), none()]));
+        assert!(!bound(&[none(), refusal()]));
+        assert!(!bound(&[none()]));
     }
 
     #[test]

@@ -67,8 +67,8 @@ impl Key {
         }
     }
 
-    /// The key that one who gives this one up holds for a moment, so that those see it who wait for the lock `alone`, or to
-    /// share it.
+    /// The sign that this one is given up: a key that one who does so holds for a moment, so that those see it who wait for the
+    /// lock `alone`, or to share it.
     pub fn release(self, alone: bool) -> Self {
         let (first, slot) = match self {
             Self::One(key) => (self.first().unwrap_or((key >> 32) as i32), 1),
@@ -113,6 +113,20 @@ impl Key {
         ]
     }
 
+    /// The condition that a row of the lock table is about the queue for a slot of the lock of which this is one; where only the
+    /// server could tell which that is, about any such queue.
+    pub fn queue_condition(self) -> String {
+        let first = match self {
+            Self::One(_) => self.first(),
+            Self::Two(first, _) => Some(first),
+        };
+        let queue = CompanionKey::Queue;
+        match first {
+            Some(first) => Self::Two(first, queue.second()).condition(),
+            None => queue.condition(),
+        }
+    }
+
     /// The condition that a row of the lock table is about this key.
     pub fn condition(self) -> String {
         let (class, object, space) = self.columns();
@@ -132,8 +146,7 @@ impl fmt::Display for Key {
 
 /// The keys by which it is told that slot i of lock N was given up are `(N, -1000 - i)` and `(N, -20000 - i)`, with i = 1 where
 /// there is but one, and of a pair `(N, i)` the same; of other numbers and names they are `(H, -1001)` and `(H, -20001)` with H
-/// for the upper half of the key. Many who give the lock up hold the first at once, in share, where one who has got the lock
-/// alone finds it; those who have got it together find the second.
+/// for the upper half of the key. One who has got the lock alone finds the first, those who have got it together the second.
 fn release(alone: bool) -> i32 {
     match alone {
         true => -1000,
@@ -326,10 +339,14 @@ impl LockRequest {
         Ok(format!("{first}, {FIRST_PLACE} - {place}"))
     }
 
-    /// The key by which it is told that the slot of this number or expression was given up, see [`Key::release`], as the
-    /// arguments of the server's functions.
-    pub fn release_sql(&self, dialect: &dyn Dialect, slot: &str) -> Result<String, Error> {
-        let alone = !self.shared;
+    /// The sign that the slot of this number or expression is given up, see [`Key::release`], as the arguments of the server's
+    /// functions.
+    pub fn release_sql(
+        &self,
+        dialect: &dyn Dialect,
+        slot: &str,
+        alone: bool,
+    ) -> Result<String, Error> {
         let only = release(alone) - 1;
         Ok(match &self.name {
             Name::Key(key) if self.slots == 1 => key.release(alone).to_string(),

@@ -1,14 +1,9 @@
-//! How a lock is given up: in good order, and so that whoever has waited for it sees that it was.
-
-use std::time::Duration;
+//! How a lock is given up in good order.
 
 use super::held_sql::Lock;
 use crate::server::session::Session;
 use crate::server::wait;
-use crate::sys::{self, Signals};
-
-/// How long a session that has released a lock is there to be seen by whoever has waited for it.
-const LINGER: Duration = Duration::from_millis(10);
+use crate::sys::Signals;
 
 /// Gives a lock up and waits for the server's word that it is free; while the server is at it, does what is to be
 /// done `meanwhile`. `false` where the server did not say so: then the lock goes when the server notices that the
@@ -23,11 +18,5 @@ pub fn release(
     let asked = wait::ask_at_exit(session, query.sql(), signals);
     meanwhile();
     let outcomes = asked.and_then(|until| wait::answer_at_exit(session, signals, until));
-    let Some(Ok(released)) = outcomes.map(|outcomes| query.read(&outcomes)) else {
-        return false;
-    };
-    if released.is_waited_for {
-        sys::pause(LINGER);
-    }
-    released.was_held
+    outcomes.is_some_and(|outcomes| query.read(&outcomes) == Ok(true))
 }

@@ -21,9 +21,12 @@ pub const TURN: u32 = 900;
 /// How long a waiter makes sure that the server is not being shut down, in seconds. A shutdown ends one
 /// backend after the other: the holder's may be gone, and its lock granted to a waiter whose own backend
 /// is still to be ended, while the holder goes by its lease. A backend that lives on for so long is not
-/// being ended. A holder that gives its lock up takes another key beforehand, see [`Key::release`]; then there
-/// is nothing to make sure of.
-const SETTLE: &str = "0.06";
+/// being ended. Where a holder has given the lock up by a [sign](super::held_sql::Lock::release_query) there is nothing to make
+/// sure of.
+pub const SETTLE: &str = "0.06";
+
+/// How long at most one who is first in the queue for a slot pauses before the next look for one, in milliseconds.
+pub const SLOT_PAUSE: u32 = 20;
 
 /// See [`LockRequest::token_query`].
 const TOKEN: &str = "pg_catalog.txid_current()";
@@ -125,14 +128,24 @@ impl LockRequest {
         } else {
             String::new()
         };
-        let settle = if settles {
-            format!(" and pg_catalog.pg_sleep({SETTLE})::text is not null")
-        } else {
-            String::new()
-        };
+        let settled = self.settled(dialect, "1", settles)?;
         let held = self.held(dialect, "1", scope)?;
         Ok(format!(
-            "when not ({writers}{call}{settle}) then 'busy' else {held}"
+            "when not ({writers}{call} and {settled}) then 'busy' else {held}"
+        ))
+    }
+
+    /// The condition that it was made sure of that the lock counts which was just taken, in this slot. Whoever is not to settle in
+    /// any case does where the sign is there that a holder has just given the lock up: somebody else may have it by that sign if
+    /// this session is ended.
+    fn settled(&self, dialect: &dyn Dialect, slot: &str, settles: bool) -> Result<String, Error> {
+        let settled = format!("pg_catalog.pg_sleep({SETTLE})::text is not null");
+        if settles {
+            return Ok(settled);
+        }
+        let sign = self.release_sql(dialect, slot, true)?;
+        Ok(format!(
+            "(pg_catalog.pg_try_advisory_xact_lock_shared({sign}) or {settled})"
         ))
     }
 
@@ -161,13 +174,10 @@ impl LockRequest {
             None => String::new(),
         };
         let call = self.call(dialect, &self.function("try_advisory", scope), "slot")?;
-        let settle = if settles {
-            format!(" where pg_catalog.pg_sleep({SETTLE})::text is not null")
-        } else {
-            String::new()
-        };
+        let settled = self.settled(dialect, "slot", settles)?;
         let slot = format!(
-            "(select slot from pg_catalog.generate_series(1, {slots}) slot where {nobody_queues} and {call} limit 1) s{settle}"
+            "(select slot from pg_catalog.generate_series(1, {slots}) slot where {nobody_queues} and {call} limit 1) s \
+             where {settled}"
         );
         Ok(count + &self.any_slot(dialect, scope, &slot)?)
     }
@@ -202,6 +212,9 @@ impl LockRequest {
     /// That the time is over without the lock is not an error to the server, and not a line in its log:
     /// the blocks catch it, and the last statement finds the lock not held. The place is given up with the wait.
     ///
+    /// A lock that came with a sign counts when the sign is withdrawn, and is given back if it is not: nobody else can go by it
+    /// then who gets the lock because this session is ended.
+    ///
     /// # Errors
     /// As [`try_query`](Self::try_query).
     pub fn wait_query(
@@ -223,19 +236,20 @@ impl LockRequest {
         };
         let place = self.companion(dialect, CompanionKey::Place(place))?;
         let waiter = self.companion(dialect, CompanionKey::waiter(self.shared))?;
-        let release = self.release_sql(dialect, slot)?;
-        // Those who get the lock together ask at the same time, and must not see each other.
-        let try_release = match self.shared {
-            true => "pg_try_advisory_xact_lock_shared",
-            false => "pg_try_advisory_xact_lock",
-        };
+        let sign = self.release_sql(dialect, slot, !self.shared)?;
+        let withdrawn = self.release_sql(dialect, slot, true)?;
+        let suffix = if self.shared { "_shared" } else { "" };
+        let unlock = format!("pg_catalog.pg_advisory_unlock{suffix}");
+        let give_back = self.call(dialect, &unlock, slot)?;
         let block = dialect.quote(&format!(
             "{declare}begin \
              {enter}\
              begin {wait}exception when lock_not_available then return; end; \
+             if pg_catalog.pg_try_advisory_xact_lock_shared({sign}) then perform pg_catalog.pg_sleep({SETTLE}); \
+             else begin perform pg_catalog.pg_advisory_xact_lock{suffix}({withdrawn}); exception when lock_not_available then \
+             perform {give_back}, pg_catalog.set_config('pglock.first', '', true); return; end; end if; \
              perform pg_catalog.set_config('pglock.slot', {taken}, true), pg_catalog.pg_advisory_unlock({place}), \
              pg_catalog.pg_advisory_unlock_shared({waiter}); \
-             if pg_catalog.{try_release}({release}) then perform pg_catalog.pg_sleep({SETTLE}); end if; \
              end"
         ))?;
         let slot = format!(
@@ -318,7 +332,7 @@ impl LockRequest {
              end loop; \
              if pg_catalog.clock_timestamp() > pg_catalog.now() + interval '{turn} ms' then return; end if; \
              perform pg_catalog.pg_sleep(pause * 0.001); \
-             pause := least(pause + 1, 20); \
+             pause := least(pause + 1, {SLOT_PAUSE}); \
              end loop; \
              perform pg_catalog.pg_advisory_unlock({queue}); ",
             slots = self.slots,

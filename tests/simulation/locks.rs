@@ -21,6 +21,7 @@ struct Waiter {
     pid: i32,
     key: Key,
     shared: bool,
+    level: Level,
 }
 
 /// The locks of a server.
@@ -78,9 +79,10 @@ impl Locks {
             .map(|held| held.pid)
     }
 
-    /// Whether somebody waits for it.
-    pub fn is_waited_for(&self, key: Key) -> bool {
-        self.waiters.iter().any(|waiter| waiter.key == key)
+    /// Whether somebody waits for it who wants it alone.
+    pub fn is_waited_for_alone(&self, key: Key) -> bool {
+        let waits = |waiter: &Waiter| waiter.key == key && !waiter.shared;
+        self.waiters.iter().any(waits)
     }
 
     /// Takes a lock, if that can be done at once.
@@ -105,8 +107,13 @@ impl Locks {
     }
 
     /// Joins the queue.
-    pub fn wait(&mut self, pid: i32, key: Key, shared: bool) {
-        self.waiters.push(Waiter { pid, key, shared });
+    pub fn wait(&mut self, pid: i32, key: Key, shared: bool, level: Level) {
+        self.waiters.push(Waiter {
+            pid,
+            key,
+            shared,
+            level,
+        });
     }
 
     /// Leaves the queue. Whoever gets a lock by that is told of.
@@ -153,7 +160,12 @@ impl Locks {
         let mut granted = Vec::new();
         let mut place = 0;
         while place < self.waiters.len() {
-            let Waiter { pid, key, shared } = self.waiters[place];
+            let Waiter {
+                pid,
+                key,
+                shared,
+                level,
+            } = self.waiters[place];
             let is_behind = self.waiters[..place]
                 .iter()
                 .any(|other| other.key == key && !(shared && other.shared));
@@ -166,7 +178,7 @@ impl Locks {
                 pid,
                 key,
                 shared,
-                level: Level::Session,
+                level,
             });
             granted.push(pid);
         }

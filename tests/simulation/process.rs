@@ -24,7 +24,7 @@ use crate::acquire::state as acquire;
 use crate::cli::config::Wait;
 use crate::guardian::rule;
 use crate::lease::{Lease, Terms};
-use crate::lock::{self, Key, Lock, LockRequest, Query};
+use crate::lock::{self, Key, Lock, LockRequest};
 use crate::moment::Moment;
 use crate::pq::{Error, Outcome};
 use crate::server::dialect::Dialect;
@@ -47,8 +47,6 @@ const DYING: Time = 3 * MILLISECOND;
 const PATIENCE: Time = 10 * SECOND;
 /// As `server/wait.rs` has it.
 const EXIT_PATIENCE: Time = SECOND;
-/// As `lock/release.rs` has it.
-const LINGER: Time = 10 * MILLISECOND;
 
 /// The server as it is spoken to.
 pub struct Spoken(i32);
@@ -131,8 +129,7 @@ struct Releasing {
 enum ReleaseStep {
     /// What was asked before is answered first.
     Drain,
-    Asked(Query<lock::Released>),
-    Linger,
+    Asked,
 }
 
 /// What pglock and its guardian both see.

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use super::locks::{Level, Locks};
-use super::sql::{Attempt, Glance, Look, Program, Settings, Statement, Take, Turn};
+use super::sql::{Attempt, Glance, Linger, Look, Program, Settings, Settle, Statement, Take, Turn};
 use super::time::{SECOND, Time, micros};
 use crate::lock::Key;
 use crate::pq::{Error, Outcome};
@@ -64,6 +64,10 @@ struct Backend {
     turn: i64,
     /// What a turn has come to.
     taken: Option<Key>,
+    /// Whether it has signed that it gives a lock up.
+    has_signed: bool,
+    /// Whether it had the lock that it has given up.
+    had_lock: bool,
     first: bool,
     run: Option<Run>,
     queue: VecDeque<Program>,
@@ -89,6 +93,8 @@ enum Wait {
     Until(Time),
     /// A lock, until its timeout.
     Lock(Option<Time>),
+    /// That a sign is seen, until then.
+    Sign(Time),
     /// The end of another backend.
     End(i32, Time),
 }
@@ -104,6 +110,10 @@ enum Step {
     Waiting(bool),
     /// The lock is held for a while before that counts.
     Settling,
+    /// It came with a sign, which is to be withdrawn; whether it was.
+    Hearing(bool),
+    /// Its own sign is to be seen until then.
+    Lingering(Time),
 }
 
 pub struct Server {
@@ -227,6 +237,8 @@ impl Server {
             aborted: false,
             turn: 0,
             taken: None,
+            has_signed: false,
+            had_lock: false,
             first: false,
             run: None,
             queue: VecDeque::new(),
@@ -421,6 +433,11 @@ impl Server {
                 run.wait = Wait::No;
                 self.go_on(pid, now);
             }
+            // It looks again.
+            Wait::Sign(_) => {
+                run.wait = Wait::No;
+                self.go_on(pid, now);
+            }
             Wait::No | Wait::Until(_) | Wait::Lock(_) | Wait::End(..) => {}
         }
     }
@@ -456,6 +473,7 @@ impl Server {
                 run.step = match run.step {
                     Step::Entering(_) => Step::Entering(true),
                     Step::Waiting(_) => Step::Waiting(true),
+                    Step::Hearing(_) => Step::Hearing(true),
                     other => other,
                 };
                 self.go_on(pid, now);
@@ -562,7 +580,10 @@ impl Server {
     /// Waits, and returns nothing.
     fn wait(&mut self, pid: i32, wait: Wait, step: Step) -> Option<Outcome> {
         let until = match wait {
-            Wait::Until(until) | Wait::Lock(Some(until)) | Wait::End(_, until) => Some(until),
+            Wait::Until(until)
+            | Wait::Lock(Some(until))
+            | Wait::Sign(until)
+            | Wait::End(_, until) => Some(until),
             Wait::No | Wait::Lock(None) => None,
         };
         if let Some(until) = until {
@@ -616,12 +637,29 @@ impl Server {
                 }
                 row([None])
             }
-            Statement::Tell(first, second) => {
-                self.locks.try_lock(pid, first, true, Level::Session);
-                if let Some(second) = second {
-                    self.locks.try_lock(pid, second, false, Level::Session);
+            Statement::Sign(first, second) => {
+                for key in [Some(first), second].into_iter().flatten() {
+                    self.locks.try_lock(pid, key, false, Level::Session);
                 }
                 row([text("t"), text("t")])
+            }
+            Statement::SignIfLast(sign, key) => {
+                let is_mine = self.locks.try_lock(pid, sign, false, Level::Session);
+                let is_last = self.locks.holders(key, false).all(|holder| holder == pid);
+                if is_mine && !is_last {
+                    self.withdraw(pid, sign, now);
+                }
+                self.backend(pid).has_signed = is_mine && is_last;
+                row([text("yes")])
+            }
+            Statement::Release(key, shared, linger) => {
+                if self.step(pid) == Step::Begin {
+                    let granted = self.locks.unlock(pid, key, shared);
+                    self.backend(pid).had_lock = granted.is_some();
+                    self.granted(granted.unwrap_or_default(), now);
+                }
+                self.linger(pid, &linger, now)?;
+                row([Some(truth(self.backend(pid).had_lock))])
             }
             Statement::Look(look) => self.look_for_place(pid, &look),
             Statement::Glance(glance) => self.glance(pid, &glance, now),
@@ -713,21 +751,6 @@ impl Server {
                 self.granted(granted.unwrap_or_default(), now);
                 row([Some(truth(was_held))])
             }
-            Statement::IsWaitedFor(key, false) => {
-                let is_free = self.locks.try_lock(pid, key, false, Level::Session);
-                if is_free {
-                    let granted = self.locks.unlock(pid, key, false);
-                    self.granted(granted.unwrap_or_default(), now);
-                }
-                row([Some(truth(is_free))])
-            }
-            Statement::IsWaitedFor(key, true) => Outcome::Done {
-                rows: (self.locks.is_waited_for(key)
-                    || self.locks.holders(key, true).next().is_some())
-                .then(|| key.row().to_vec())
-                .into_iter()
-                .collect(),
-            },
             Statement::Recovery => row([Some(truth(self.is_standby))]),
             Statement::Token => row([Some(self.token())]),
             Statement::Holders => nothing(),
@@ -808,8 +831,8 @@ impl Server {
                     if let Some(count) = count {
                         self.locks.try_lock(pid, *count, true, level(*local));
                     }
-                    if let Some(settle) = settle {
-                        return self.wait(pid, Wait::Until(now + micros(*settle)), Step::Settling);
+                    if let Some(time) = self.time_to_settle(pid, *key, *settle) {
+                        return self.wait(pid, Wait::Until(now + time), Step::Settling);
                     }
                 }
                 (Some(*key), *token)
@@ -832,8 +855,10 @@ impl Server {
                         .copied()
                         .find(|slot| may && self.locks.try_lock(pid, *slot, false, level(*local)));
                     self.backend(pid).taken = free;
-                    if let (Some(_), Some(settle)) = (free, settle) {
-                        return self.wait(pid, Wait::Until(now + micros(*settle)), Step::Settling);
+                    if let Some(slot) = free
+                        && let Some(time) = self.time_to_settle(pid, slot, *settle)
+                    {
+                        return self.wait(pid, Wait::Until(now + time), Step::Settling);
                     }
                 }
                 (self.backend(pid).taken, *token)
@@ -850,6 +875,81 @@ impl Server {
             None if self.backend(pid).first => row([text("first")]),
             None => row([text("busy")]),
         })
+    }
+
+    /// For how long one who has just taken this lock makes sure of it.
+    fn time_to_settle(&mut self, pid: i32, key: Key, settle: Option<Settle>) -> Option<Time> {
+        let Settle { time, by_sign } = settle?;
+        let level = Level::Transaction;
+        let no_sign = by_sign && self.locks.try_lock(pid, key.release(true), true, level);
+        (!no_sign).then_some(micros(time))
+    }
+
+    /// Lingers, until the sign is seen or the time is over.
+    fn linger(&mut self, pid: i32, linger: &Linger, now: Time) -> Option<()> {
+        let level = Level::Session;
+        let is_free = |locks: &mut Locks, shared| {
+            let free = linger
+                .lock
+                .filter(|lock| locks.try_lock(pid, *lock, shared, level));
+            free.and_then(|lock| locks.unlock(pid, lock, shared))
+        };
+        let mut is_shared = false;
+        if self.step(pid) == Step::Begin {
+            if linger.if_signed && !self.backend(pid).has_signed {
+                return Some(());
+            }
+            let mut is_over = linger
+                .queue
+                .is_some_and(|queue| self.locks.holders(queue, false).next().is_none());
+            if let Some(granted) = is_free(&mut self.locks, false) {
+                self.granted(granted, now);
+                is_over = true;
+            } else if linger.may_be_shared
+                && let Some(granted) = is_free(&mut self.locks, true)
+            {
+                self.granted(granted, now);
+                is_shared = true;
+            }
+            if is_over {
+                self.withdraw(pid, linger.sign, now);
+                return Some(());
+            }
+        }
+        if is_shared {
+            self.withdraw(pid, linger.sign, now);
+            let wait = Wait::Until(now + micros(linger.time));
+            self.wait(pid, wait, Step::Settling);
+            return None;
+        }
+        let until = match self.step(pid) {
+            Step::Settling => return Some(()),
+            Step::Lingering(until) => until,
+            _ => now + micros(linger.time),
+        };
+        let is_seen = self.locks.is_waited_for_alone(linger.sign);
+        if is_seen || until <= now {
+            self.withdraw(pid, linger.sign, now);
+            return Some(());
+        }
+        self.wait(pid, Wait::Sign(until), Step::Lingering(until));
+        None
+    }
+
+    /// Has all who linger look again.
+    fn wake_signers(&mut self, now: Time) {
+        for (pid, backend) in &self.backends {
+            if let Some(run) = &backend.run
+                && let Wait::Sign(_) = run.wait
+            {
+                self.outs.push(Out::Wake(*pid, now));
+            }
+        }
+    }
+
+    fn withdraw(&mut self, pid: i32, sign: Key, now: Time) {
+        let granted = self.locks.unlock(pid, sign, false);
+        self.granted(granted.unwrap_or_default(), now);
     }
 
     fn look_for_place(&mut self, pid: i32, look: &Look) -> Outcome {
@@ -902,7 +1002,7 @@ impl Server {
                     Some((key, shared, _))
                         if !self.locks.try_lock(pid, key, shared, Level::Session) =>
                     {
-                        self.locks.wait(pid, key, shared);
+                        self.locks.wait(pid, key, shared, Level::Session);
                         let wait = Wait::Lock(Some(now + timeout));
                         return self.wait(pid, wait, Step::Entering(false));
                     }
@@ -930,7 +1030,7 @@ impl Server {
                     }
                     let until = began + timeout.max(1);
                     if let [key] = turn.keys[..] {
-                        self.locks.wait(pid, key, turn.shared);
+                        self.locks.wait(pid, key, turn.shared, Level::Session);
                         self.backend(pid).taken = Some(key);
                         return self.wait(pid, Wait::Lock(Some(until)), Step::Waiting(false));
                     }
@@ -948,20 +1048,38 @@ impl Server {
                         let granted = self.locks.unlock(pid, key, shared);
                         self.granted(granted.unwrap_or_default(), now);
                     }
+                    let taken = self.backend(pid).taken.expect("a lock");
+                    let sign = taken.release(!turn.shared);
+                    let level = Level::Transaction;
+                    if self.locks.try_lock(pid, sign, true, level) {
+                        let wait = Wait::Until(now + micros(turn.settle));
+                        return self.wait(pid, wait, Step::Settling);
+                    }
+                    let sign = taken.release(true);
+                    if self.locks.try_lock(pid, sign, turn.shared, level) {
+                        self.set_step(pid, Step::Hearing(true));
+                        continue;
+                    }
+                    self.locks.wait(pid, sign, turn.shared, level);
+                    self.wake_signers(now);
+                    let wait = Wait::Lock(Some(now + timeout));
+                    return self.wait(pid, wait, Step::Hearing(false));
+                }
+                Step::Hearing(false) => {
+                    let taken = self.backend(pid).taken.take().expect("a lock");
+                    self.backend(pid).first = false;
+                    let granted = self.locks.unlock(pid, taken, turn.shared);
+                    self.granted(granted.unwrap_or_default(), now);
+                    return Some(nothing());
+                }
+                Step::Settling | Step::Hearing(true) => {
                     for (key, shared) in [(turn.place, false), (turn.seen, true)] {
                         let granted = self.locks.unlock(pid, key, shared);
                         self.granted(granted.expect("it was held"), now);
                     }
-                    let taken = self.backend(pid).taken.expect("a lock");
-                    let release = taken.release(!turn.shared);
-                    let level = Level::Transaction;
-                    if !self.locks.try_lock(pid, release, turn.shared, level) {
-                        return Some(nothing());
-                    }
-                    let wait = Wait::Until(now + micros(turn.settle));
-                    return self.wait(pid, wait, Step::Settling);
+                    return Some(nothing());
                 }
-                Step::Settling => return Some(nothing()),
+                Step::Lingering(_) => unreachable!("it has no sign of its own"),
             }
         }
     }

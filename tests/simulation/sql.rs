@@ -30,8 +30,12 @@ pub enum Statement {
     Glance(Glance),
     /// Waits for a turn.
     Turn(Turn),
-    /// Tells that a lock is given up, by keys that are taken if they can be: the first in share, and perhaps another.
-    Tell(Key, Option<Key>),
+    /// Signs that a lock is given up, by keys that are taken if they can be: one, and perhaps another.
+    Sign(Key, Option<Key>),
+    /// The same by one key, if nobody else has this one.
+    SignIfLast(Key, Key),
+    /// Gives a lock up, whether shared, waits until the sign for that is seen, and withdraws it.
+    Release(Key, bool, Linger),
     /// Shows what the session holds.
     Proof,
     /// The same, and what others have that has this first number, or is this key.
@@ -59,8 +63,6 @@ pub enum Statement {
     /// The age of a backend that holds the lock.
     HolderAge(i32, Key),
     Unlock(Key, bool),
-    /// Whether somebody waits for a lock that was given up.
-    IsWaitedFor(Key, bool),
     Token,
     /// Whether the server is a standby.
     Recovery,
@@ -99,7 +101,7 @@ pub enum Take {
         shared: bool,
         local: bool,
         /// How long it is held before that counts.
-        settle: Option<Duration>,
+        settle: Option<Settle>,
         /// The key in whose share somebody waits who goes first.
         after: Option<Key>,
         /// What is taken in share with it.
@@ -113,13 +115,36 @@ pub enum Take {
         /// What is taken in share before.
         count: Key,
         local: bool,
-        settle: Option<Duration>,
+        settle: Option<Settle>,
         token: bool,
     },
     /// What the turn before has taken.
     Turn { token: bool },
     /// None: it is said to be held.
     Kept(Key),
+}
+
+/// How long a lock is held before that counts.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Settle {
+    pub time: Duration,
+    /// Whether only where there is a sign that somebody has given it up.
+    pub by_sign: bool,
+}
+
+/// A wait of one who has given a lock up, until that is seen.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Linger {
+    pub sign: Key,
+    /// Only if the sign was set.
+    pub if_signed: bool,
+    /// Whether somebody waits is told by this lock.
+    pub lock: Option<Key>,
+    /// Or by who holds this queue.
+    pub queue: Option<Key>,
+    /// Whether there is another sign for those who share the lock.
+    pub may_be_shared: bool,
+    pub time: Duration,
 }
 
 /// A look for a place in the server's queue.
@@ -159,7 +184,7 @@ pub struct Turn {
     /// What is given up with the wait: the place in the queue, and what tells of the wait, held in share.
     pub place: Key,
     pub seen: Key,
-    /// How long the lock is held before that counts, where nobody has said that it was given up.
+    /// How long the lock is held before that counts, where there is no sign that it was given up.
     pub settle: Duration,
     /// How long the turn is where it is looked for several.
     pub time: Duration,
@@ -235,10 +260,22 @@ fn statement(text: &str) -> Statement {
         {
             Statement::Nothing
         }
-        _ if text.starts_with("select pg_catalog.pg_try_advisory_lock_shared(") => {
-            let alone = "pg_try_advisory_lock(";
-            let alone = text.contains(alone).then(|| call_key(text, alone));
-            Statement::Tell(call_key(text, "pg_try_advisory_lock_shared"), alone)
+        _ if text.starts_with("select pg_catalog.pg_try_advisory_lock(") => {
+            let [first, second] = [0, 1].map(|place| {
+                let mut calls = text.split("pg_try_advisory_lock").skip(1 + place);
+                calls.next().map(|call| key(between(call, "(", ")")))
+            });
+            Statement::Sign(first.expect("a sign"), second)
+        }
+        _ if text.starts_with("select pg_catalog.set_config('pglock.sign'") => {
+            Statement::SignIfLast(call_key(text, "pg_try_advisory_lock"), row_key(text))
+        }
+        _ if text.starts_with("select pg_catalog.pg_advisory_unlock")
+            && text.contains(" look where case") =>
+        {
+            let (unlock, rest) = text.split_once(", case ").expect("it lingers");
+            let key = call_key(unlock, "pg_advisory_unlock");
+            Statement::Release(key, unlock.contains("_shared("), linger(rest))
         }
         _ if text.starts_with("do ") => Statement::Turn(turn(&text.replace("''", "'"))),
         _ if text.starts_with("select case when pg_catalog.pg_backend_pid() = ") => {
@@ -283,14 +320,6 @@ fn statement(text: &str) -> Statement {
             call_key(text, "pg_advisory_unlock"),
             text.contains("_shared("),
         ),
-        _ if text.starts_with("select case when pg_catalog.pg_try_advisory_lock(")
-            && text.ends_with("else false end") =>
-        {
-            Statement::IsWaitedFor(call_key(text, "pg_try_advisory_lock"), false)
-        }
-        _ if text.starts_with("select locktype, classid, objid, objsubid from") => {
-            Statement::IsWaitedFor(row_key(text), true)
-        }
         _ if text.starts_with("select pg_catalog.concat(pg_catalog.txid_current()") => {
             Statement::Token
         }
@@ -314,11 +343,20 @@ fn attempt(text: &str) -> Attempt {
         let time = Duration::from_secs(seconds.parse().expect("a number"));
         (time, text.contains("least("))
     });
+    // The sign is looked at in the transaction, whatever the lock is bound to.
+    let by_sign = text.split_once(" or pg_catalog.pg_sleep(");
+    let unsigned = by_sign.map(|(before, after)| {
+        let function = "(pg_catalog.pg_try_advisory_xact_lock_shared(";
+        let start = before.rfind(function).expect("a sign");
+        format!("{} pg_sleep({after}", &before[..start])
+    });
+    let text = unsigned.as_deref().unwrap_or(text);
     let token = text.contains("txid_current()");
     let local = text.contains("_xact_lock");
-    let settle = text
-        .contains("pg_sleep(")
-        .then(|| seconds(text, "pg_sleep("));
+    let settle = text.contains("pg_sleep(").then(|| Settle {
+        time: seconds(text, "pg_sleep("),
+        by_sign: by_sign.is_some(),
+    });
     let take = if text.contains("current_setting('pglock.slot'") {
         Take::Turn { token }
     } else if text.contains("generate_series(1, ") {
@@ -384,6 +422,24 @@ fn attempt(text: &str) -> Attempt {
     }
 }
 
+fn linger(text: &str) -> Linger {
+    let look = &text[text.find("look where case").expect("it looks")..];
+    let (_, time) = between(text, "generate_series(1, ", ")")
+        .split_once(" + ")
+        .expect("a time");
+    let is_free = "when pg_catalog.pg_try_advisory_lock(";
+    Linger {
+        sign: call_key(look, "pg_try_advisory_lock_shared"),
+        if_signed: text.contains("current_setting('pglock.sign')"),
+        lock: text
+            .contains(is_free)
+            .then(|| call_key(text, "pg_try_advisory_lock")),
+        queue: text.contains("pg_lock_status()").then(|| row_key(text)),
+        may_be_shared: text.contains("* 0.001) is null"),
+        time: Duration::from_millis(time.parse().expect("a number")),
+    }
+}
+
 fn look(text: &str) -> Look {
     let seen = "pg_try_advisory_lock_shared";
     let last: i32 = between(text, "generate_series(0, ", ")")
@@ -432,7 +488,10 @@ fn glance(text: &str) -> Glance {
 fn turn(text: &str) -> Turn {
     // What enters, what waits, and what comes then.
     let (enter, rest) = text.split_once("'pglock.first'").expect("it enters");
-    let (wait, then) = rest.split_once("'pglock.slot'").expect("it waits");
+    let (wait, then) = rest
+        .split_once("exception when lock_not_available then return; end; if ")
+        .expect("it waits");
+    let then = &format!("if {then}");
     let shared_if = |part: &str| part.contains("_shared(");
     let entered = enter.contains("pg_advisory_lock").then(|| {
         let function = "perform pg_catalog.pg_advisory_lock";
@@ -462,25 +521,28 @@ fn turn(text: &str) -> Turn {
             shared_if(&format!("{name}(")),
         )
     };
-    // Whether the lock was given up is asked by the key that belongs to the one that was taken.
-    let released = "if pg_catalog.pg_try_advisory_xact_lock";
-    assert_eq!(
-        shared_if(between(then, released, " then")),
-        shared,
-        "{text}"
+    // The sign is the key that belongs to the one that was taken; those who share it wait for that of the others to go.
+    let (sees, waits) = (
+        "if pg_catalog.pg_try_advisory_xact_lock_shared",
+        "perform pg_catalog.pg_advisory_xact_lock",
     );
-    let release = between(&then[then.find(released).expect("it asks")..], "(", ")");
-    match several {
-        true => assert_eq!(release, "1, -1000 - slot", "{text}"),
-        false => assert_eq!(key(release), keys[0].release(!shared), "{text}"),
+    let [sign, withdrawn] = [sees, waits]
+        .map(|function| between(&then[then.find(function).expect("it asks")..], "(", ")"));
+    assert_eq!(shared_if(between(then, waits, ")")), shared, "{text}");
+    if several {
+        assert_eq!([sign, withdrawn], ["1, -1000 - slot"; 2], "{text}");
+    } else {
+        assert_eq!(key(sign), keys[0].release(!shared), "{text}");
+        assert_eq!(key(withdrawn), keys[0].release(true), "{text}");
     }
+    let (_, left) = then.split_once("'pglock.slot'").expect("it has it");
     Turn {
         enter: entered,
         keys,
         shared,
         leave,
-        place: call_key(then, "pg_advisory_unlock("),
-        seen: call_key(then, "pg_advisory_unlock_shared("),
+        place: call_key(left, "pg_advisory_unlock("),
+        seen: call_key(left, "pg_advisory_unlock_shared("),
         settle: seconds(then, "then perform pg_catalog.pg_sleep("),
         time: if several {
             let milliseconds = between(wait, "interval '", " ms'")

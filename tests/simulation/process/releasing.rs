@@ -34,7 +34,7 @@ impl World {
         };
         let query = releasing.lock.release_query();
         let sql = query.sql().to_owned();
-        releasing.step = ReleaseStep::Asked(query);
+        releasing.step = ReleaseStep::Asked;
         releasing.until = now + EXIT_PATIENCE;
         let is_last = releasing.then.is_none();
         let program = self.wordings.read(sql.to_bytes());
@@ -57,15 +57,7 @@ impl World {
             };
             match (&releasing.step, message) {
                 (ReleaseStep::Drain, ToClient::Answer(_)) => return self.ask_release(client),
-                (ReleaseStep::Asked(query), ToClient::Answer(outcomes)) => {
-                    let released = query.read(&outcomes);
-                    if released.is_ok_and(|released| released.is_waited_for) {
-                        releasing.step = ReleaseStep::Linger;
-                        releasing.until = now + LINGER;
-                        return self.turn_at(client, now + LINGER);
-                    }
-                    return self.released(client);
-                }
+                (ReleaseStep::Asked, ToClient::Answer(_)) => return self.released(client),
                 (_, ToClient::Closed(_)) => return self.released(client),
                 (_, _) => {}
             }
