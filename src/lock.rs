@@ -31,7 +31,7 @@ mod verdict;
 
 pub use glance_sql::Glance;
 pub use held_sql::{Lock, Retaken};
-pub use keys::{Key, Name};
+pub use keys::{Key, Name, PLACES_PER_TRY};
 pub use query::{Query, Unanswered};
 pub use release::release;
 pub use request_sql::{LockRequest, TURN};

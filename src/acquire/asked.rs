@@ -75,8 +75,9 @@ impl Asked {
                 let query = request.try_query(dialect, scope, check, waits, waited, exact)?;
                 Self::Verdict(query, scope)
             }
-            Question::Look { first } => {
-                Self::Verdict(request.look_query(dialect, first)?, LockScope::Session)
+            Question::Look { from } => {
+                let query = request.look_query(dialect, from)?;
+                Self::Verdict(query, LockScope::Session)
             }
             Question::Wait {
                 milliseconds,

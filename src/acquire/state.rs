@@ -13,7 +13,7 @@ use std::mem;
 use std::time::Duration;
 
 use crate::cli::config::Wait;
-use crate::lock::{self, RestartCheck, TURN};
+use crate::lock::{self, PLACES_PER_TRY, RestartCheck, TURN};
 use crate::moment::{Moment, seconds};
 use crate::server::retry::Again;
 use crate::server::session_settings::{Dispensable, LockScope};
@@ -138,8 +138,8 @@ pub enum Question {
     },
     /// For a place in the server's queue.
     Look {
-        /// Whether this session has not looked before.
-        first: bool,
+        /// The first place to look at; `None` where this session has not looked before, and looks at all.
+        from: Option<u32>,
     },
     /// Behind a pooler, whether the lock could be had, and if not, when to look again.
     Glance,
@@ -637,6 +637,11 @@ struct At<'a> {
 }
 
 impl At<'_> {
+    /// A random number below this one.
+    fn one_of(&mut self, count: u32) -> u32 {
+        ((self.random)() * f64::from(count)) as u32 % count
+    }
+
     /// A random time between half of this one and one and a half of it, so that those who were turned away
     /// together do not come back together.
     fn jittered(&mut self, time: Duration) -> Duration {
@@ -855,7 +860,9 @@ impl State {
                 self.place = Some(place);
                 self.queue(false, at)
             }
-            (Answer::Verdict(Verdict::Busy), Question::Look { first }) => self.rest(first, at),
+            (Answer::Verdict(Verdict::Busy), Question::Look { from }) => {
+                self.rest(from.is_none(), at)
+            }
             (
                 Answer::Verdict(
                     Verdict::Held(_)
@@ -1615,7 +1622,7 @@ impl State {
                 place,
             },
             None => Question::Look {
-                first: !mem::replace(&mut self.has_looked, true),
+                from: mem::replace(&mut self.has_looked, true).then(|| at.one_of(PLACES_PER_TRY)),
             },
         };
         self.ask(question, at)

@@ -191,8 +191,8 @@ fn show_requests(shown: &mut Shown) {
         }
     }
     for (title, request) in requests() {
-        for (look, first) in [("the first look", true), ("another look", false)] {
-            let query = request.look_query(&made, first).unwrap();
+        for (look, from) in [("the first look", None), ("another look", Some(7))] {
+            let query = request.look_query(&made, from).unwrap();
             shown.add(format_args!("look: {title}, {look}"), &query);
         }
         let query = request.glance_query(&made).unwrap();

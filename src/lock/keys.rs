@@ -157,6 +157,10 @@ fn release(alone: bool) -> i32 {
 /// How many of those who wait for a lock stand in the server's queue. The others rest, and look for a place there now and then.
 pub const PLACES: u32 = 96;
 
+/// Of how many places next to each other one is tried in a look of one who has rested. Where nearly all are taken a look at each costs
+/// more than it brings.
+pub const PLACES_PER_TRY: u32 = 12;
+
 /// A key beside that of a lock: `(N, 0)`, `(N, -1)`, `(N, -100)` to `(N, -195)`, `(N, -198)` or `(N, -199)`; for a name, a pair
 /// or a number that is none from 0 to 2^32 - 1 with the upper half of its hash in the place of N.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

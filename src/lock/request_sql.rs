@@ -5,7 +5,7 @@
 //! expensive: so functions stand where operators could, and what can be compared here is.
 
 use super::held_sql::Lock;
-use super::keys::{CompanionKey, Key, Name, OWN_DATABASE, PLACES};
+use super::keys::{CompanionKey, Key, Name, OWN_DATABASE, PLACES, PLACES_PER_TRY};
 use super::query::{CONFIRMED, Query, Statements};
 use super::restart::RestartCheck;
 use super::verdict::{self, Counting, TAKEN, Verdict, VerdictPlace, counted_proof};
@@ -182,25 +182,48 @@ impl LockRequest {
         Ok(count + &self.any_slot(dialect, scope, &slot)?)
     }
 
-    /// Looks for a free place in the queue. `first` tells whether this session has not looked before: then it is seen to wait
-    /// from now on.
+    /// Looks for a free place in the queue. Who has not looked before, and so comes `from` nowhere, looks at each, and is seen to wait
+    /// from now on; who has, at this one, and at each that is a multiple of [`PLACES_PER_TRY`] further on.
     ///
     /// # Errors
     /// As [`try_query`](Self::try_query).
-    pub fn look_query(&self, dialect: &dyn Dialect, first: bool) -> Result<Query<Verdict>, Error> {
-        let seen = if first {
-            let waiter = self.companion(dialect, CompanionKey::waiter(self.shared))?;
-            format!("when not pg_catalog.pg_try_advisory_lock_shared({waiter}) then '' ")
-        } else {
-            String::new()
+    pub fn look_query(
+        &self,
+        dialect: &dyn Dialect,
+        from: Option<u32>,
+    ) -> Result<Query<Verdict>, Error> {
+        let places = match from {
+            None => {
+                let waiter = self.companion(dialect, CompanionKey::waiter(self.shared))?;
+                let place = self.place_sql(dialect, "place")?;
+                format!(
+                    "when not pg_catalog.pg_try_advisory_lock_shared({waiter}) then '' \
+                     else coalesce((select pg_catalog.concat('place ', place) from pg_catalog.generate_series(0, {}) place \
+                     where pg_catalog.pg_try_advisory_lock({place}) limit 1), 'busy')",
+                    PLACES - 1
+                )
+            }
+            // A series of them would take the server's process more time.
+            Some(from) => {
+                let tries = (from..PLACES).step_by(PLACES_PER_TRY as usize);
+                let tries = tries.map(|place| {
+                    let key = self.companion(dialect, CompanionKey::Place(place))?;
+                    Ok(format!(
+                        "when pg_catalog.pg_try_advisory_lock({key}) then 'place {place}' "
+                    ))
+                });
+                tries.collect::<Result<String, Error>>()? + "else 'busy'"
+            }
         };
-        let place = self.place_sql(dialect, "place")?;
         let mut statements = Statements::new();
         let word = statements.add(format!(
-            "select {}{seen}else coalesce((select pg_catalog.concat('place ', place) \
-             from pg_catalog.generate_series(0, {}) place where pg_catalog.pg_try_advisory_lock({place}) limit 1), 'busy') end",
-            verdict::guards(dialect, LockScope::Session, RestartCheck::None, self.settings),
-            PLACES - 1,
+            "select {}{places} end",
+            verdict::guards(
+                dialect,
+                LockScope::Session,
+                RestartCheck::None,
+                self.settings
+            ),
         ));
         Ok(statements.query(move |answer| verdict::read_look(answer.field(word, 0))))
     }

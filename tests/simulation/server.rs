@@ -962,10 +962,13 @@ impl Server {
         if let Some(key) = look.seen {
             assert!(self.locks.try_lock(pid, key, true, Level::Session));
         }
-        let mut places = look.places.iter().take(self.places);
-        let place = places.position(|key| self.locks.try_lock(pid, *key, false, Level::Session));
+        let is_place = |key: Key| matches!(key, Key::Two(_, -195..=-100));
+        let taken = self.locks.all().filter(|(_, key, _)| is_place(*key));
+        let is_full = taken.count() >= self.places;
+        let mut places = look.places.iter().filter(|_| !is_full);
+        let place = places.find(|(key, _)| self.locks.try_lock(pid, *key, false, Level::Session));
         row([match place {
-            Some(place) => Some(format!("place {place}")),
+            Some((_, place)) => Some(format!("place {place}")),
             None => text("busy"),
         }])
     }

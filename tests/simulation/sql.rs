@@ -154,8 +154,8 @@ pub struct Look {
     pub pid: i32,
     /// What is held in share from then on.
     pub seen: Option<Key>,
-    /// The places.
-    pub places: Vec<Key>,
+    /// The places that are tried, with their numbers.
+    pub places: Vec<(Key, u32)>,
 }
 
 /// A look at a lock behind a pooler.
@@ -326,7 +326,7 @@ fn statement(text: &str) -> Statement {
         _ if text.starts_with("select case when pg_catalog.pg_is_in_recovery() or ") => {
             Statement::Glance(glance(text))
         }
-        _ if text.starts_with("select case when") && text.contains("'place '") => {
+        _ if text.starts_with("select case when") && text.contains("'place") => {
             Statement::Look(look(text))
         }
         _ if text.starts_with("select case when") && text.contains("'standby'") => {
@@ -442,22 +442,28 @@ fn linger(text: &str) -> Linger {
 
 fn look(text: &str) -> Look {
     let seen = "pg_try_advisory_lock_shared";
-    let last: i32 = between(text, "generate_series(0, ", ")")
-        .parse()
-        .expect("a number");
-    let (first, from) = between(text, "where pg_catalog.pg_try_advisory_lock(", ")")
-        .split_once(", ")
-        .expect("two numbers");
-    let from = from.strip_suffix(" - place").expect("a place");
-    let [first, from] = [first, from].map(|number| number.parse().expect("a number"));
+    let tries = text.split("when pg_catalog.pg_try_advisory_lock(").skip(1);
+    let places = tries.map(|part| {
+        let place = between(part, "then 'place ", "'").parse();
+        (key(between(part, "", ")")), place.expect("a number"))
+    });
+    let all = text.contains("generate_series(0, ").then(|| {
+        let last: i32 = between(text, "generate_series(0, ", ")")
+            .parse()
+            .expect("a number");
+        let (first, from) = between(text, "where pg_catalog.pg_try_advisory_lock(", ")")
+            .split_once(", ")
+            .expect("two numbers");
+        let from = from.strip_suffix(" - place").expect("a place");
+        let [first, from] = [first, from].map(|number| number.parse().expect("a number"));
+        (0..=last).map(move |place| (Key::Two(first, from - place), place as u32))
+    });
     Look {
         pid: between(text, "pg_backend_pid(), ", ")")
             .parse()
             .expect("a number"),
         seen: text.contains(seen).then(|| call_key(text, seen)),
-        places: (0..=last)
-            .map(|place| Key::Two(first, from - place))
-            .collect(),
+        places: places.chain(all.into_iter().flatten()).collect(),
     }
 }
 

@@ -156,7 +156,7 @@ fn phases() -> Vec<(&'static str, State)> {
         ("trying, pooled", pooled(Phase::Asking(TRY))),
         (
             "looking",
-            state(Phase::Asking(Question::Look { first: false })),
+            state(Phase::Asking(Question::Look { from: Some(0) })),
         ),
         ("glancing", pooled(Phase::Asking(Question::Glance))),
         ("waiting", queued(Phase::Asking(WAIT))),
@@ -310,8 +310,8 @@ fn asked(question: Question) -> String {
                 LockScope::Transaction => format!("{how} in a transaction"),
             }
         }
-        Question::Look { first: true } => "look for the first time".to_owned(),
-        Question::Look { first: false } => "look".to_owned(),
+        Question::Look { from: None } => "look for the first time".to_owned(),
+        Question::Look { from: Some(_) } => "look".to_owned(),
         Question::Wait {
             milliseconds,
             first,
