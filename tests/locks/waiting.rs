@@ -416,3 +416,41 @@ fn what_the_server_says_by_the_way_is_not_why_a_connection_was_lost() {
     output.assert_status(0);
     assert!(!output.stderr().contains("duration"), "{}", output.report());
 }
+
+#[test]
+fn a_sign_that_the_lock_is_given_up_is_good_for_one() {
+    let server = Server::new();
+    let mut session = server.session();
+    let waits_for_sign = "select count(*) from pg_locks where not granted and classid = 1 \
+                          and objid::bigint = 4294967296 - 1001 and objsubid = 2";
+    let is_waited_for = |expected: &str| {
+        eventually("the sign is waited for, or not", PATIENCE, || {
+            (server.psql(waits_for_sign) == expected).then_some(())
+        });
+    };
+    let marker = Marker::new();
+    let release = |session: &mut Session| {
+        session.hold(1);
+        session.exec("select pg_advisory_lock(1, -1001)");
+        let waiter = Pglock::on(&server)
+            .flag("--block")
+            .command(marker.command())
+            .spawn();
+        eventually("it waits", PATIENCE, || server.waiters(1).first().copied());
+        session.release(1);
+        is_waited_for("1");
+        waiter
+    };
+    // As one does whose server is frozen: the lock is there for others again.
+    let waiter = release(&mut session);
+    session.exec("select pg_advisory_lock(1)");
+    is_waited_for("0");
+    assert!(!marker.exists());
+    drop(waiter);
+    session.exec("select pg_advisory_unlock_all()");
+    let waiter = release(&mut session);
+    assert!(!marker.exists());
+    session.exec("select pg_advisory_unlock(1, -1001)");
+    waiter.wait().assert_status(0);
+    assert!(marker.exists());
+}

@@ -295,6 +295,9 @@ fn a_signal_is_lost_at_no_moment() {
     run.wait_for_output("started");
     let usual = start.elapsed();
     drop(run);
+    eventually("its lock is free", PATIENCE, || {
+        server.clients().is_empty().then_some(())
+    });
 
     let mut random = Random::new();
     let (mut early, mut late) = (0, 0);

@@ -248,10 +248,10 @@ impl Rig {
         let script = self.script("echo the command runs; while read -r line; do echo $line; done");
         let holder = pglock.open_input().sh(&script).spawn();
         holder.wait_for_output("the command runs");
-        // It asks where its server stands when it has settled.
+        // It asks where its server stands when it has settled. So does this question, and the one before may not have ended.
         eventually("the holder has settled", PATIENCE, || {
             let asked = "select count(*) from pg_stat_activity where query like '%system_identifier%' \
-                         and state = 'idle' and pid <> pg_backend_pid()";
+                         and query not like '%pg_stat_activity%' and state = 'idle'";
             let servers = [&self.primary, &self.standby];
             servers
                 .iter()
