@@ -8,7 +8,6 @@
 
 use std::time::Duration;
 
-use super::keys::Name;
 use super::query::{Query, Statements};
 use super::request_sql::LockRequest;
 use crate::pq::Error;
@@ -59,7 +58,8 @@ impl LockRequest {
                 self.call(dialect, &function, "slot")?
             ),
         };
-        let note = format!("'pglock.turn_{}'", note(&self.name));
+        // All who wait for the lock come to the same.
+        let note = format!("'pglock.turn_{}'", self.count_class() as u32 % NOTES);
         let apart = match self.shared {
             true => APART / SHARED,
             false => (APART / self.slots).max(1),
@@ -92,10 +92,4 @@ fn read(word: Option<&str>) -> Result<Glance, &'static str> {
             }
         },
     }
-}
-
-/// The number of the note for a lock of this name; all who wait for it come to the same (FNV-1a).
-fn note(name: &Name) -> u32 {
-    let mix = |hash: u32, byte: u8| (hash ^ u32::from(byte)).wrapping_mul(16_777_619);
-    name.to_string().bytes().fold(2_166_136_261, mix) % NOTES
 }

@@ -1028,7 +1028,7 @@ fn what_a_pooler_says_of_the_end_of_a_session_is_in_the_log() {
 /// used first.
 fn turn(pooler: &Pgbouncer) -> Duration {
     let note = pooler.psql(
-        "select (extract(epoch from clock_timestamp()) * 1000)::bigint, current_setting('pglock.turn_28', true)",
+        "select (extract(epoch from clock_timestamp()) * 1000)::bigint, current_setting('pglock.turn_248', true)",
     );
     let numbers = note.split_once('|').expect("two fields");
     let now: u64 = numbers.0.parse().expect("a number");
@@ -1082,7 +1082,7 @@ fn a_note_on_a_pool_s_connection_does_no_harm() {
         let mut session = server.session();
         session.hold(1);
         pooler.psql(&format!(
-            "select set_config('pglock.turn_28', '{note}', false)"
+            "select set_config('pglock.turn_248', '{note}', false)"
         ));
         let waiter = pooler.pglock().flag("--block").command(["echo", "at last"]);
         let waiter = waiter.spawn();

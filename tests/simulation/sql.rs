@@ -469,7 +469,7 @@ fn look(text: &str) -> Look {
 
 fn glance(text: &str) -> Glance {
     let (condition, turn) = text.split_once(" then 'free' else ").expect("a turn");
-    assert_eq!(turn.matches("'pglock.turn_28'").count(), 2, "{text}");
+    assert_eq!(turn.matches("'pglock.turn_248'").count(), 2, "{text}");
     let number = |before, after| between(turn, before, after).parse().expect("a number");
     let function = "pg_catalog.pg_try_advisory_xact_lock";
     let keys = match condition.contains("generate_series(1, ") {
