@@ -30,6 +30,8 @@ mod restart;
 mod verdict;
 
 pub use glance_sql::Glance;
+#[cfg(test)]
+pub use held_sql::GivenUp;
 pub use held_sql::{Lock, Retaken};
 pub use keys::{Key, Name, PLACES_PER_TRY};
 pub use query::{Query, Unanswered};

@@ -1,6 +1,7 @@
-//! That all who use a lock count its slots alike. Whoever has `--slots N` with N > 1 holds a key in share that tells N, as long
-//! as it waits and as long as it holds; whoever has none holds nothing beside the lock, and so counts as N = 1, be it a session
-//! of SQL's. A newcomer sees in the rows of the lock table that prove its lock whether others count otherwise.
+//! That all who use a lock count its slots alike. Whoever has `--slots N` with N > 1, or waits in a session of its own, holds a key
+//! in share that tells N, as long as it waits and as long as it holds; whoever else holds the lock counts as N = 1, be it
+//! a session of SQL's. A newcomer sees in the rows of the lock table that prove its lock whether others count otherwise: of two
+//! who come at once at least one sees the other, and while one waits nobody gets by who counts otherwise.
 //!
 //! The key is `(X, Y)`: X and the middle of Y are a hash of what the lock is called, made here and not by the server, to which each
 //! function more is expensive; Y is 2^30 and up, and its lowest 14 bits are N. Nobody else's keys are likely to be there.
@@ -52,11 +53,10 @@ pub struct Row<'a> {
 }
 
 impl LockRequest {
-    /// The key that tells how many slots are counted; none where there is only the lock itself.
-    pub fn count_key(&self) -> Option<Key> {
+    /// The key that tells how many slots are counted.
+    pub fn count_key(&self) -> Key {
         let (class, object) = self.count_hash();
-        let second = object | self.slots;
-        (self.slots > 1).then_some(Key::Two(class, second as i32))
+        Key::Two(class, (object | self.slots) as i32)
     }
 
     /// The first number of all such keys of this lock.
@@ -148,8 +148,8 @@ mod tests {
 
     #[test]
     fn a_key_tells_its_count_to_those_who_use_the_lock_alone() {
-        for slots in [2, 3, 10_000] {
-            let key = request("a", slots).count_key().unwrap();
+        for slots in [1, 2, 3, 10_000] {
+            let key = request("a", slots).count_key();
             assert_eq!(request("a", 1).counted(key), Some(slots));
             assert_eq!(request("b", 1).counted(key), None);
             let Key::Two(class, second) = key else {
@@ -158,18 +158,17 @@ mod tests {
             assert!(second >= 1 << 30);
             assert_eq!(request("a", 1).counted(Key::Two(class, slots as i32)), None);
         }
-        assert_eq!(request("a", 1).count_key(), None);
         // What this version says the next has to understand.
         assert_eq!(
             request("a", 3).count_key(),
-            Some(Key::Two(-2050196071, 2062319619))
+            Key::Two(-2050196071, 2062319619)
         );
     }
 
     #[test]
     fn who_counts_otherwise_is_seen() {
         let lock = Key::One(7);
-        let [two, three, five] = [2, 3, 5].map(|slots| request("a", slots).count_key().unwrap());
+        let [two, three, five] = [2, 3, 5].map(|slots| request("a", slots).count_key());
         let mine = || row(three, true, "me", "1");
         let of = |slots: u32, rows: &[Row]| request("a", slots).compare(rows, Some(lock), false);
         assert_eq!(of(3, &[mine()]), Count::Alike);

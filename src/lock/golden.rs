@@ -260,6 +260,9 @@ fn show_locks(shown: &mut Shown) {
             shown.add(about("check"), &lock.check_query(&made));
             shown.add(about("lift"), &lock.lift_query(&made));
             shown.add(about("release"), &lock.release_query());
+            if scope == LockScope::Session {
+                shown.add(about("linger"), &lock.linger_query());
+            }
         }
         let (title, lock) = locks()[0];
         let lock = Lock { scope, ..lock };

@@ -35,8 +35,32 @@ pub struct Retaken {
 /// How long at most the sign is there by which a lock is given up for which somebody waits, in milliseconds. Shorter than the
 /// time for which one makes sure of a lock that came without.
 const LINGER: u32 = 10;
-/// How often it is looked at once whether the sign is seen, as long as it takes who waits to wake up.
-const AT_ONCE: u32 = 1000;
+/// How often it is looked at once whether the sign is seen. Who waits may be about to wake up on the very processor that this
+/// keeps busy.
+const AT_ONCE: u32 = 100;
+
+/// What has become of a lock that was to be given up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GivenUp {
+    /// It was not held.
+    NotHeld,
+    /// It is free, or somebody else's, and no sign is left.
+    Seen,
+    /// It is free, and who waits for it is still to see the sign.
+    Unseen,
+}
+
+/// The condition that somebody waits for this sign to be withdrawn.
+fn is_seen(sign: Key) -> String {
+    format!(
+        "not (pg_catalog.pg_try_advisory_lock_shared({sign}) and pg_catalog.pg_advisory_unlock_shared({sign}))"
+    )
+}
+
+/// Withdraws it, and is true.
+fn withdraw(sign: Key) -> String {
+    format!("pg_catalog.pg_advisory_unlock({sign})")
+}
 
 impl Lock {
     /// What it is bound to.
@@ -180,76 +204,100 @@ impl Lock {
     /// Who shares the lock gives it up by a sign only if nobody else has it: another's session may end while the sign is there.
     /// Who comes to share it meanwhile sees the sign.
     ///
-    /// What comes after the unlock may fail: the lock was given up all the same.
-    pub fn release_query(self) -> Query<bool> {
+    /// The sign is looked at once, by when whoever waits has as a rule seen it. Where somebody waits who has not the sign is
+    /// there still, [to linger with](Self::linger_query). What comes after the unlock may fail: the lock was given up all the same.
+    pub fn release_query(self) -> Query<GivenUp> {
         let key = self.key;
         let mut statements = Statements::new();
         if self.scope == LockScope::Transaction {
             let commit = statements.add("commit");
-            return statements.query_in_part(move |answer| answer.is_done(commit));
+            return statements.query_in_part(move |answer| match answer.is_done(commit) {
+                true => GivenUp::Seen,
+                false => GivenUp::NotHeld,
+            });
         }
         let sign = key.release(true);
-        statements.add(match self.shared {
+        let signed = match self.shared {
             true => format!(
-                "select pg_catalog.set_config('pglock.sign', case when not pg_catalog.pg_try_advisory_lock({sign}) then '' \
+                "pg_catalog.set_config('pglock.sign', case when not pg_catalog.pg_try_advisory_lock({sign}) then '' \
                  when exists (select from pg_catalog.pg_lock_status() where locktype = 'advisory' and granted \
                  and pg_catalog.int4ne(pid, pg_catalog.pg_backend_pid()) and {}) \
                  then pg_catalog.left(pg_catalog.pg_advisory_unlock({sign})::text, 0) else 'yes' end, true)",
                 key.condition()
             ),
             false => format!(
-                "select pg_catalog.pg_try_advisory_lock({sign}), pg_catalog.pg_try_advisory_lock({})",
+                "pg_catalog.pg_try_advisory_lock({sign}), pg_catalog.pg_try_advisory_lock({})",
                 key.release(false)
             ),
-        });
-        let unlock = format!("pg_catalog.pg_advisory_unlock{}({key})", self.suffix());
-        // All of it is planned before the lock is free.
-        let unlocked = statements.add(format!("select {unlock}, {}", self.linger_sql(sign)));
+        };
+        let unlocked = statements.add(format!(
+            "select {signed}, pg_catalog.pg_advisory_unlock{}({key})",
+            self.suffix()
+        ));
+        let looked = statements.add(format!("select {}", self.look_sql(sign)));
         if let Some(count) = self.count {
             statements.add(format!(
                 "select pg_catalog.pg_advisory_unlock_shared({count})"
             ));
         }
-        statements.query_in_part(move |answer| answer.field(unlocked, 0) == Some("t"))
+        statements.query_in_part(move |answer| {
+            let column = if self.shared { 1 } else { 2 };
+            match (answer.field(unlocked, column), answer.field(looked, 0)) {
+                (Some("t"), Some("t")) => GivenUp::Unseen,
+                (Some("t"), _) => GivenUp::Seen,
+                _ => GivenUp::NotHeld,
+            }
+        })
     }
 
-    /// Waits until the sign is seen, where somebody waits for the lock, and withdraws it. It is seen by who then waits for it to
-    /// be withdrawn, against whom another try at it does not come through. Those who share the lock only look whether it
-    /// is withdrawn, and have a sign of their own.
-    fn linger_sql(self, sign: Key) -> String {
+    /// The expression that looks at the sign, tells whether it is still to be seen, and else withdraws it. It is seen by who then
+    /// waits for it to be withdrawn, against whom another try at it does not come through. Those who share the lock only look
+    /// whether it is withdrawn, and have a sign of their own.
+    fn look_sql(self, sign: Key) -> String {
         let key = self.key;
-        let withdraw = format!("pg_catalog.pg_advisory_unlock({sign})");
-        // Looks some times at once, and then each millisecond.
-        let until_seen = |milliseconds| {
-            format!(
-                "exists (select from pg_catalog.generate_series(1, {AT_ONCE} + {milliseconds}) look where case \
-                 when not pg_catalog.pg_try_advisory_lock_shared({sign}) then true \
-                 when not pg_catalog.pg_advisory_unlock_shared({sign}) then true \
-                 when look > {AT_ONCE} then pg_catalog.pg_sleep(0.001) is null else false end) is not null and {withdraw}"
-            )
-        };
+        let withdraw = withdraw(sign);
+        let seen = format!("when {} then {withdraw} is null", is_seen(sign));
         let is_free = format!(
-            "when pg_catalog.pg_try_advisory_lock({key}) then pg_catalog.pg_advisory_unlock({key}) and {withdraw}"
+            "when pg_catalog.pg_try_advisory_lock({key}) then (pg_catalog.pg_advisory_unlock({key}) and {withdraw}) is null"
         );
         match (self.shared, self.count) {
             (true, _) => format!(
-                "case when pg_catalog.current_setting('pglock.sign') = '' then true {is_free} else {} end",
-                until_seen(LINGER)
+                "case when pg_catalog.current_setting('pglock.sign') = '' then false {seen} {is_free} else true end"
             ),
             (false, None) => format!(
-                "case {is_free} when pg_catalog.pg_try_advisory_lock_shared({key}) \
-                 then pg_catalog.pg_advisory_unlock_shared({key}) and {withdraw} and pg_catalog.pg_sleep({LINGER} * 0.001) is null \
-                 else {} end",
-                until_seen(LINGER)
+                "case {seen} {is_free} when pg_catalog.pg_try_advisory_lock_shared({key}) \
+                 then (pg_catalog.pg_advisory_unlock_shared({key}) and {withdraw} and pg_catalog.pg_sleep({LINGER} * 0.001) is null) is null \
+                 else true end"
             ),
             // The first of those who wait looks for a slot now and then.
             (false, Some(_)) => format!(
-                "case when exists (select from pg_catalog.pg_lock_status() where locktype = 'advisory' and granted \
-                 and {}) then {} else {withdraw} end",
-                key.queue_condition(),
-                until_seen(LINGER + SLOT_PAUSE)
+                "case {seen} when exists (select from pg_catalog.pg_lock_status() where locktype = 'advisory' and granted \
+                 and {}) then true else {withdraw} is null end",
+                key.queue_condition()
             ),
         }
+    }
+
+    /// Waits until the sign is seen by which the lock was given up, and withdraws it. Looks once, then in a statement that takes
+    /// longer to plan some times more, and then each millisecond: `pg_sleep` makes one of what is less, and two of one.
+    pub fn linger_query(self) -> Query<()> {
+        let sign = self.key.release(true);
+        let (seen, withdraw) = (is_seen(sign), withdraw(sign));
+        let milliseconds = match self.count {
+            Some(_) => LINGER + SLOT_PAUSE,
+            None => LINGER,
+        };
+        let mut statements = Statements::new();
+        statements.add(format!(
+            "select pg_catalog.set_config('pglock.sign', case when {seen} then pg_catalog.left({withdraw}::text, 0) else 'yes' end, \
+             true)"
+        ));
+        statements.add(format!(
+            "select case pg_catalog.current_setting('pglock.sign') when 'yes' then exists (select from \
+             pg_catalog.generate_series(1, {AT_ONCE} + {milliseconds}) look where case when {seen} then true \
+             when look > {AT_ONCE} then pg_catalog.pg_sleep(0.0001) is null else false end) is not null and {withdraw} end"
+        ));
+        statements.query(|_| Ok(()))
     }
 
     fn suffix(self) -> &'static str {
@@ -340,20 +388,29 @@ mod tests {
             let query = lock(Key::Two(1, 2), shared, scope).release_query();
             query.read(outcomes).unwrap()
         };
-        let of = |rest: &[Outcome]| [&[none(), said("t")], rest].concat();
         for shared in [false, true] {
+            let session = |unlocked: &str, looked: Outcome| {
+                let signs = if shared { 1 } else { 2 };
+                let mut fields = vec![Some("t".to_owned()); signs];
+                fields.push(Some(unlocked.to_owned()));
+                read(
+                    shared,
+                    LockScope::Session,
+                    &[none(), rows(vec![fields]), looked],
+                )
+            };
+            assert_eq!(session("t", said("f")), GivenUp::Seen);
+            assert_eq!(session("t", said("t")), GivenUp::Unseen);
+            assert_eq!(session("t", refusal()), GivenUp::Seen);
+            assert_eq!(session("f", said("t")), GivenUp::NotHeld);
             let session = |outcomes: &[Outcome]| read(shared, LockScope::Session, outcomes);
-            assert!(session(&of(&[said("t"), said("t")])));
-            assert!(session(&of(&[said("t"), refusal()])));
-            assert!(session(&of(&[said("t")])));
-            assert!(!session(&of(&[said("f"), said("t")])));
-            assert!(!session(&of(&[refusal()])));
-            assert!(!session(&[refusal()]));
+            assert_eq!(session(&[none(), refusal()]), GivenUp::NotHeld);
+            assert_eq!(session(&[refusal()]), GivenUp::NotHeld);
         }
         let bound = |outcomes: &[Outcome]| read(false, LockScope::Transaction, outcomes);
-        assert!(bound(&[none(), none()]));
-        assert!(!bound(&[none(), refusal()]));
-        assert!(!bound(&[none()]));
+        assert_eq!(bound(&[none(), none()]), GivenUp::Seen);
+        assert_eq!(bound(&[none(), refusal()]), GivenUp::NotHeld);
+        assert_eq!(bound(&[none()]), GivenUp::NotHeld);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! How a lock is given up in good order.
 
-use super::held_sql::Lock;
+use super::held_sql::{GivenUp, Lock};
 use crate::server::session::Session;
 use crate::server::wait;
 use crate::sys::Signals;
@@ -18,5 +18,13 @@ pub fn release(
     let asked = wait::ask_at_exit(session, query.sql(), signals);
     meanwhile();
     let outcomes = asked.and_then(|until| wait::answer_at_exit(session, signals, until));
-    outcomes.is_some_and(|outcomes| query.read(&outcomes) == Ok(true))
+    match outcomes.map(|outcomes| query.read(&outcomes)) {
+        Some(Ok(GivenUp::Unseen)) => {
+            // It is free, whatever comes of this.
+            wait::query_at_exit(session, lock.linger_query().sql(), signals);
+            true
+        }
+        Some(Ok(GivenUp::Seen)) => true,
+        Some(Ok(GivenUp::NotHeld) | Err(_)) | None => false,
+    }
 }

@@ -8,7 +8,7 @@ use super::held_sql::Lock;
 use super::keys::{CompanionKey, Key, Name, OWN_DATABASE, PLACES, PLACES_PER_TRY};
 use super::query::{CONFIRMED, Query, Statements};
 use super::restart::RestartCheck;
-use super::verdict::{self, Counting, TAKEN, Verdict, VerdictPlace, counted_proof};
+use super::verdict::{self, Verdict, VerdictPlace, counted_proof};
 use crate::pq::Error;
 use crate::server::dialect::Dialect;
 use crate::server::session_settings::{LockScope, SessionSettings};
@@ -27,6 +27,9 @@ pub const SETTLE: &str = "0.06";
 
 /// How long at most one who is first in the queue for a slot pauses before the next look for one, in milliseconds.
 pub const SLOT_PAUSE: u32 = 20;
+
+/// The word on a turn, which is [noted](note) for the last statement of its query to show.
+const WORD: &str = "pg_catalog.current_setting('pglock.word')";
 
 /// See [`LockRequest::token_query`].
 const TOKEN: &str = "pg_catalog.txid_current()";
@@ -48,6 +51,11 @@ pub struct LockRequest {
     pub sync: bool,
 }
 
+/// Notes this expression's value as the word on a turn.
+fn note(word: &str) -> String {
+    format!("pg_catalog.set_config('pglock.word', {word}, true)")
+}
+
 impl LockRequest {
     /// The lock that this request has come to.
     pub fn lock(&self, key: Key, scope: LockScope) -> Lock {
@@ -57,7 +65,7 @@ impl LockRequest {
             scope,
             settings: self.settings,
             sync: self.sync,
-            count: self.count_key(),
+            count: (self.slots > 1).then(|| self.count_key()),
         }
     }
 
@@ -103,16 +111,28 @@ impl LockRequest {
                 String::new()
             }
         };
+        // Who waits is seen by those who come while it does.
+        let count =
+            (self.slots > 1 || waits && scope == LockScope::Session).then(|| self.count_key());
+        let counts = match count {
+            // Whether or not the lock can be had others are to see how many slots are counted.
+            Some(count) => format!(
+                "when {}({count}) is null then '' ",
+                match scope {
+                    LockScope::Session => "pg_catalog.pg_try_advisory_lock_shared",
+                    LockScope::Transaction => "pg_catalog.pg_try_advisory_xact_lock_shared",
+                }
+            ),
+            None => String::new(),
+        };
         let attempt = format!(
-            "select {}{settings}{attempt} end",
+            "select {}{settings}{counts}{attempt} end",
             verdict::guards(dialect, scope, check, self.settings),
         );
-        let counting = match exact {
-            true => Counting::Exact,
-            false => Counting::AsSeen,
-        };
-        let proof = counted_proof(dialect, self, counting)?;
-        Ok(self.verdict_query(statements, attempt, Some((proof, counting))))
+        let proof = counted_proof(dialect, self, exact)?;
+        let place = VerdictPlace::ask_counted(&mut statements, attempt, proof);
+        let request = self.clone();
+        Ok(statements.query(move |answer| place.read_counted(answer, &request, count, exact)))
     }
 
     /// The branches for the only slot that there is.
@@ -165,21 +185,16 @@ impl LockRequest {
             "true".to_owned()
         };
         let slots = self.slots;
-        // Whether or not there is a slot, others are to see how many are counted. It is not asked whether they can.
-        let count = match self.count_key() {
-            Some(count) => format!(
-                "when {}_shared({count}) is null then '' ",
-                self.function("try_advisory", scope)
-            ),
-            None => String::new(),
-        };
         let call = self.call(dialect, &self.function("try_advisory", scope), "slot")?;
         let settled = self.settled(dialect, "slot", settles)?;
         let slot = format!(
             "(select slot from pg_catalog.generate_series(1, {slots}) slot where {nobody_queues} and {call} limit 1) s \
              where {settled}"
         );
-        Ok(count + &self.any_slot(dialect, scope, &slot)?)
+        let held = self.held(dialect, "slot", scope)?;
+        Ok(format!(
+            "else coalesce((select {held} from {slot}), 'busy')"
+        ))
     }
 
     /// Looks for a free place in the queue. Who has not looked before, and so comes `from` nowhere, looks at each, and is seen to wait
@@ -232,11 +247,13 @@ impl LockRequest {
     /// most [`TURN`], in this place of the queue, which the session has. `first` tells whether it has had a turn after which it was
     /// [first](Verdict::QueueHead).
     ///
-    /// That the time is over without the lock is not an error to the server, and not a line in its log:
-    /// the blocks catch it, and the last statement finds the lock not held. The place is given up with the wait.
+    /// That the time is over without the lock is not an error to the server, and not a line in its log: the blocks catch it. The
+    /// word on the turn is noted as it goes. What is done once the lock has come stands in the statement that waits for it, and so
+    /// is planned before. The place is given up with the wait.
     ///
     /// A lock that came with a sign counts when the sign is withdrawn, and is given back if it is not: nobody else can go by it
-    /// then who gets the lock because this session is ended.
+    /// then who gets the lock because this session is ended. Until it counts it is bound to the block, which gives it back when
+    /// the time is over.
     ///
     /// # Errors
     /// As [`try_query`](Self::try_query).
@@ -248,71 +265,73 @@ impl LockRequest {
         place: u32,
     ) -> Result<Query<Verdict>, Error> {
         let turn = milliseconds.clamp(1, TURN);
+        let take = self.take(dialect, place)?;
         let (enter, wait) = if self.slots == 1 {
-            self.wait_lock(dialect, turn, first)?
+            self.wait_lock(dialect, turn, first, &take)?
         } else {
-            self.wait_slots(dialect, turn, first)?
+            self.wait_slots(dialect, turn, first, &take)?
         };
-        let (declare, slot, taken) = match self.slots {
-            1 => ("", "1", "'1'"),
-            _ => ("declare slot int; pause int := 1; ", "slot", "slot::text"),
+        let declare = match self.slots {
+            1 => "",
+            _ => "declare slot int; pause int := 1; ",
         };
-        let place = self.companion(dialect, CompanionKey::Place(place))?;
-        let waiter = self.companion(dialect, CompanionKey::waiter(self.shared))?;
-        let sign = self.release_sql(dialect, slot, !self.shared)?;
-        let withdrawn = self.release_sql(dialect, slot, true)?;
-        let suffix = if self.shared { "_shared" } else { "" };
-        let unlock = format!("pg_catalog.pg_advisory_unlock{suffix}");
-        let give_back = self.call(dialect, &unlock, slot)?;
+        let begun = if enter.is_empty() { "first" } else { "busy" };
         let block = dialect.quote(&format!(
-            "{declare}begin \
-             {enter}\
-             begin {wait}exception when lock_not_available then return; end; \
-             if pg_catalog.pg_try_advisory_xact_lock_shared({sign}) then perform pg_catalog.pg_sleep({SETTLE}); \
-             else begin perform pg_catalog.pg_advisory_xact_lock{suffix}({withdrawn}); exception when lock_not_available then \
-             perform {give_back}, pg_catalog.set_config('pglock.first', '', true); return; end; end if; \
-             perform pg_catalog.set_config('pglock.slot', {taken}, true), pg_catalog.pg_advisory_unlock({place}), \
-             pg_catalog.pg_advisory_unlock_shared({waiter}); \
-             end"
+            "{declare}begin if {WORD} <> '{begun}' then return; end if; \
+             {enter}begin {wait}exception when lock_not_available then return; end; end"
         ))?;
-        let slot = format!(
-            "(select pg_catalog.current_setting('pglock.slot', true)::int as slot where {TAKEN}) s"
-        );
+        let scope = LockScope::Session;
+        let guards = verdict::guards(dialect, scope, RestartCheck::None, self.settings);
+        let settings = self.settings.condition(dialect, scope, turn);
         let mut statements = Statements::new();
-        statements.add(self.settings.sql(dialect, LockScope::Session, turn));
+        statements.add(format!(
+            "select {}",
+            note(&format!(
+                "{guards}when {settings} then '' else '{begun}' end"
+            ))
+        ));
         statements.add(format!("do {block}"));
-        let attempt = format!(
-            "select {}{} end",
-            verdict::guards(
-                dialect,
-                LockScope::Session,
-                RestartCheck::None,
-                self.settings
-            ),
-            self.any_slot(dialect, LockScope::Session, &slot)?
-        );
-        // Whoever counts slots is seen by those who come while it waits.
-        let proof = match self.slots {
-            1 => {
-                let counting = Counting::OfHeld;
-                Some((counted_proof(dialect, self, counting)?, counting))
-            }
-            _ => None,
-        };
-        Ok(self.verdict_query(statements, attempt, proof))
+        let word = statements.add("show pglock.word");
+        let request = self.clone();
+        Ok(statements.query(move |answer| {
+            verdict::read_word(answer.field(word, 0), |key| request.comes_to(key))
+        }))
     }
 
-    /// The statements that a turn begins with, and those that wait, for the only slot that there is. One who wants the
-    /// exclusive lock takes the writer-intent key and keeps it from turn to turn, one who would share waits until it is free.
+    /// The expressions that make sure of a lock that has just come, and then keep it, note it and give up the place in the queue.
+    fn take(&self, dialect: &dyn Dialect, place: u32) -> Result<String, Error> {
+        let slot = if self.slots == 1 { "1" } else { "slot" };
+        let sign = self.release_sql(dialect, slot, !self.shared)?;
+        let withdrawn = self.release_sql(dialect, slot, true)?;
+        let wait = self.function("advisory", LockScope::Transaction);
+        let keep = self.call(
+            dialect,
+            &self.function("try_advisory", LockScope::Session),
+            slot,
+        )?;
+        let held = note(&self.held(dialect, slot, LockScope::Session)?);
+        let place = self.companion(dialect, CompanionKey::Place(place))?;
+        let waiter = self.companion(dialect, CompanionKey::waiter(self.shared))?;
+        Ok(format!(
+            "case when pg_catalog.pg_try_advisory_xact_lock_shared({sign}) then pg_catalog.pg_sleep({SETTLE}) \
+             else {wait}({withdrawn}) end, {keep}, {held}, \
+             pg_catalog.pg_advisory_unlock({place}), pg_catalog.pg_advisory_unlock_shared({waiter})"
+        ))
+    }
+
+    /// The statements that a turn begins with, none where it goes on as the last one ended, and the one that waits, for the only
+    /// slot that there is, and then does what is to be done to `take` it. One who wants the exclusive lock takes the writer-intent
+    /// key and keeps it from turn to turn, one who would share waits until it is free.
     fn wait_lock(
         &self,
         dialect: &dyn Dialect,
         turn: u32,
         first: bool,
+        take: &str,
     ) -> Result<(String, String), Error> {
         let intent = self.companion(dialect, CompanionKey::WriterIntent)?;
         let suffix = if self.shared { "" } else { "_shared" };
-        let leave = format!("perform pg_catalog.pg_advisory_unlock{suffix}({intent}); ");
+        let leave = format!("pg_catalog.pg_advisory_unlock{suffix}({intent})");
         let enter = format!(
             "if not pg_catalog.pg_try_advisory_lock{suffix}({intent}) then \
              begin perform pg_catalog.pg_advisory_lock{suffix}({intent}); exception when lock_not_available then return; end; \
@@ -320,13 +339,19 @@ impl LockRequest {
              from pg_catalog.clock_timestamp() - pg_catalog.now()) * '1000')::int::text, false); \
              end if; "
         );
-        let begun = "perform pg_catalog.set_config('pglock.first', 'yes', true); ";
-        let function = self.function("advisory", LockScope::Session);
-        let wait = format!("perform {}; ", self.call(dialect, &function, "1")?);
+        let begun = note("'first'");
+        let function = self.function("advisory", LockScope::Transaction);
+        let wait = self.call(dialect, &function, "1")?;
         Ok(match self.shared {
-            true => (enter + &leave + begun, wait),
-            false if first => (begun.to_owned(), wait + &leave),
-            false => (enter + begun, wait + &leave),
+            true => (
+                format!("{enter}perform {leave}, {begun}; "),
+                format!("perform {wait}, {take}; "),
+            ),
+            false if first => (String::new(), format!("perform {wait}, {take}, {leave}; ")),
+            false => (
+                format!("{enter}perform {begun}; "),
+                format!("perform {wait}, {take}, {leave}; "),
+            ),
         })
     }
 
@@ -337,16 +362,19 @@ impl LockRequest {
         dialect: &dyn Dialect,
         turn: u32,
         first: bool,
+        take: &str,
     ) -> Result<(String, String), Error> {
         let queue = self.companion(dialect, CompanionKey::Queue)?;
         let enter = if first {
             String::new()
         } else {
             format!(
-                "begin perform pg_catalog.pg_advisory_lock({queue}); exception when lock_not_available then return; end; "
+                "begin perform pg_catalog.pg_advisory_lock({queue}); exception when lock_not_available then return; end; \
+                 perform {}; ",
+                note("'first'")
             )
         };
-        let try_lock = self.function("try_advisory", LockScope::Session);
+        let try_lock = self.function("try_advisory", LockScope::Transaction);
         let wait = format!(
             "<<search>> loop \
              for place in 1..{slots} loop \
@@ -357,12 +385,11 @@ impl LockRequest {
              perform pg_catalog.pg_sleep(pause * 0.001); \
              pause := least(pause + 1, {SLOT_PAUSE}); \
              end loop; \
-             perform pg_catalog.pg_advisory_unlock({queue}); ",
+             perform {take}, pg_catalog.pg_advisory_unlock({queue}); ",
             slots = self.slots,
             call = self.call(dialect, &try_lock, "slot")?,
         );
-        let begun = "perform pg_catalog.set_config('pglock.first', 'yes', true); ";
-        Ok((enter + begun, wait))
+        Ok((enter, wait))
     }
 
     /// Takes a fencing token, in a transaction of its own: the transaction's number is larger than that of
@@ -400,29 +427,6 @@ impl LockRequest {
         })
     }
 
-    /// The query whose last statement but one is this attempt at the lock, and its last this proof, if it is one that tells how
-    /// others count.
-    fn verdict_query(
-        &self,
-        mut statements: Statements,
-        attempt: String,
-        proof: Option<(String, Counting)>,
-    ) -> Query<Verdict> {
-        let request = self.clone();
-        match proof {
-            Some((proof, counting)) => {
-                let place = VerdictPlace::ask_counted(&mut statements, attempt, proof);
-                statements.query(move |answer| place.read_counted(answer, &request, counting))
-            }
-            None => {
-                let place = VerdictPlace::ask_if_taken(&mut statements, attempt);
-                statements.query(move |answer| {
-                    place.read(answer, request.shared, |key| request.comes_to(key))
-                })
-            }
-        }
-    }
-
     /// The condition that somebody waits for the exclusive lock, and so holds the writer-intent key.
     pub(super) fn writer_waits_sql(&self, dialect: &dyn Dialect) -> Result<String, Error> {
         Ok(format!(
@@ -457,21 +461,6 @@ impl LockRequest {
         };
         let shared = if self.shared { "_shared" } else { "" };
         format!("pg_catalog.pg_{verb}{transaction}_lock{shared}")
-    }
-
-    /// The last branch of the verdict for a lock of which a slot may have been taken; `slot` is a table of that
-    /// slot, empty where none was.
-    fn any_slot(
-        &self,
-        dialect: &dyn Dialect,
-        scope: LockScope,
-        slot: &str,
-    ) -> Result<String, Error> {
-        Ok(format!(
-            "else coalesce((select {} from {slot}), case pg_catalog.current_setting('pglock.first', true) \
-             when 'yes' then 'first' else 'busy' end)",
-            self.held(dialect, "slot", scope)?
-        ))
     }
 
     /// The word for a lock that is held in this slot, its key and the token. In a transaction that is to stay

@@ -1,5 +1,7 @@
 //! How an attempt at a lock went: the statement that tells, and the one that proves it. The last but one of a query
-//! tells how it went, and the last brings what the lock table has of this session: the proof, looked at here.
+//! tells how it went, and the last brings what the lock table has of this session: the proof, looked at here. A turn in the queue
+//! has none: to look at a table with many who wait would keep the lock from the next. Before it waits each session is seen in
+//! the table, which so is known to have what the server grants.
 
 use super::count::{Count, Row};
 use super::keys::{Key, OWN_DATABASE, PLACES};
@@ -13,8 +15,8 @@ use crate::server::session_settings::{LockScope, SessionSettings};
 /// The server's word on an attempt to take the lock.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// The lock is held: this key stands in the server's lock table under the own backend. With the fencing
-    /// token, if one was asked for.
+    /// The lock is held: by what was tried this key stands in the server's lock table under the own backend, and what was waited
+    /// for was so by one whose locks stand there. With the fencing token, if one was asked for.
     Held(Key, Option<u64>),
     /// Others hold it.
     Busy,
@@ -43,26 +45,12 @@ const UNEXPECTED: &str = "the server gave an unexpected answer to the lock call"
 const PROOF: &str = "select locktype, classid, objid, objsubid, mode from pg_catalog.pg_lock_status() \
      where not pg_catalog.int4ne(pid, pg_catalog.pg_backend_pid())";
 
-/// The condition that a turn has come to the lock, which it notes for what comes in the same query. The rows of the lock table,
-/// which are many where many wait, are not looked at where it does not hold.
-pub const TAKEN: &str = "pg_catalog.current_setting('pglock.slot', true) <> ''";
-
-/// What is wanted of a [`counted_proof`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Counting {
-    /// How others count, as far as the rows of the own session tell which is the own database.
-    AsSeen,
-    /// The same, and the server is to look which is, to which that is expensive.
-    Exact,
-    /// How others count, if the lock is held.
-    OfHeld,
-}
-
-/// The same, and what tells how others count the slots of this lock.
+/// The same, and what tells how others count the slots of this lock: as far as the rows of the own session tell which is the own
+/// database, or, `exact`ly, where the server is to look which is, to which that is expensive.
 pub fn counted_proof(
     dialect: &dyn Dialect,
     request: &LockRequest,
-    counting: Counting,
+    exact: bool,
 ) -> Result<String, Error> {
     let own = "not pg_catalog.int4ne(pid, pg_catalog.pg_backend_pid())";
     let class = request.count_class();
@@ -74,10 +62,9 @@ pub fn counted_proof(
             (format!(", {first}"), format!("{counts} or {first}"))
         }
     };
-    let wanted = match counting {
-        Counting::Exact => format!("{own} or ({others}) and {OWN_DATABASE}"),
-        Counting::AsSeen => format!("{own} or {others}"),
-        Counting::OfHeld => format!("({own} or {others}) and {TAKEN}"),
+    let wanted = match exact {
+        true => format!("{own} or ({others}) and {OWN_DATABASE}"),
+        false => format!("{own} or {others}"),
     };
     Ok(format!(
         "select locktype, classid, objid, objsubid, mode, {own}, database, pid{column} \
@@ -127,11 +114,6 @@ impl VerdictPlace {
         Self::ask_counted(statements, attempt, PROOF.to_owned())
     }
 
-    /// The same where the lock may have been [`TAKEN`] in a turn before.
-    pub fn ask_if_taken(statements: &mut Statements, attempt: String) -> Self {
-        Self::ask_counted(statements, attempt, format!("{PROOF} and {TAKEN}"))
-    }
-
     /// The same with a [`counted_proof`].
     pub fn ask_counted(statements: &mut Statements, attempt: String, proof: String) -> Self {
         Self {
@@ -140,30 +122,38 @@ impl VerdictPlace {
         }
     }
 
-    /// As [`read`](Self::read), with a [`counted_proof`].
+    /// As [`read`](Self::read), with a [`counted_proof`]. Where this key was taken to tell others how many slots are counted, the
+    /// lock table has to have it, whether or not the lock is held.
     pub fn read_counted(
         self,
         answer: &Answer,
         request: &LockRequest,
-        counting: Counting,
+        counts: Option<Key>,
+        exact: bool,
     ) -> Result<Verdict, &'static str> {
         let verdict = self.read(answer, request.shared, |key| request.comes_to(key))?;
         let rows = answer.rows(self.proof);
-        let count = || count(rows, request, counting == Counting::Exact);
-        Ok(match verdict {
-            Verdict::Busy | Verdict::QueueHead if counting == Counting::OfHeld => verdict,
-            Verdict::Held(..) | Verdict::Busy | Verdict::QueueHead => match count() {
-                Count::Alike => verdict,
-                Count::Differs(slots) => Verdict::Differs(slots),
-                Count::Doubtful => Verdict::Doubtful,
-            },
+        match verdict {
+            Verdict::Held(..) | Verdict::Busy | Verdict::QueueHead => {
+                if counts.is_some_and(|counts| !is_proven(rows, counts, true)) {
+                    return Err(
+                        "the server's lock table does not show what the server granted: its advisory locks do not \
+                         exclude anybody",
+                    );
+                }
+                Ok(match count(rows, request, exact) {
+                    Count::Alike => verdict,
+                    Count::Differs(slots) => Verdict::Differs(slots),
+                    Count::Doubtful => Verdict::Doubtful,
+                })
+            }
             Verdict::RecentlyRestarted
             | Verdict::Pooled
             | Verdict::Standby
             | Verdict::Place(_)
             | Verdict::Differs(_)
-            | Verdict::Doubtful => verdict,
-        })
+            | Verdict::Doubtful => Ok(verdict),
+        }
     }
 
     /// What the answer means to one who wants the lock, `shared` or not; `wanted` tells whether a key is the lock's.
@@ -173,24 +163,41 @@ impl VerdictPlace {
         shared: bool,
         wanted: impl Fn(Key) -> bool,
     ) -> Result<Verdict, &'static str> {
-        match answer.field(self.word, 0).unwrap_or_default() {
-            "busy" => Ok(Verdict::Busy),
-            "first" => Ok(Verdict::QueueHead),
-            "young" => Ok(Verdict::RecentlyRestarted),
-            "pooled" => Ok(Verdict::Pooled),
-            "standby" => Ok(Verdict::Standby),
-            word => {
-                let (key, token) = granted(word).ok_or(UNEXPECTED)?;
-                if !wanted(key) {
-                    Err("the server granted another lock than the one that it was asked for")
-                } else if !is_proven(answer.rows(self.proof), key, shared) {
-                    Err(
-                        "the server says that it granted the lock, but its lock table does not show it: its \
-                         advisory locks do not exclude anybody",
-                    )
-                } else {
-                    Ok(Verdict::Held(key, token))
-                }
+        let verdict = read_word(answer.field(self.word, 0), wanted)?;
+        match verdict {
+            Verdict::Held(key, _) if !is_proven(answer.rows(self.proof), key, shared) => Err(
+                "the server says that it granted the lock, but its lock table does not show it: its \
+                 advisory locks do not exclude anybody",
+            ),
+            Verdict::Held(..)
+            | Verdict::Busy
+            | Verdict::QueueHead
+            | Verdict::Place(_)
+            | Verdict::RecentlyRestarted
+            | Verdict::Pooled
+            | Verdict::Standby
+            | Verdict::Differs(_)
+            | Verdict::Doubtful => Ok(verdict),
+        }
+    }
+}
+
+/// What the word means that answers a turn in the queue, or an attempt at the lock; `wanted` tells whether a key is the lock's.
+pub fn read_word(
+    word: Option<&str>,
+    wanted: impl Fn(Key) -> bool,
+) -> Result<Verdict, &'static str> {
+    match word.unwrap_or_default() {
+        "busy" => Ok(Verdict::Busy),
+        "first" => Ok(Verdict::QueueHead),
+        "young" => Ok(Verdict::RecentlyRestarted),
+        "pooled" => Ok(Verdict::Pooled),
+        "standby" => Ok(Verdict::Standby),
+        word => {
+            let (key, token) = granted(word).ok_or(UNEXPECTED)?;
+            match wanted(key) {
+                true => Ok(Verdict::Held(key, token)),
+                false => Err("the server granted another lock than the one that it was asked for"),
             }
         }
     }

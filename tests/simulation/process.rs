@@ -24,7 +24,7 @@ use crate::acquire::state as acquire;
 use crate::cli::config::Wait;
 use crate::guardian::rule;
 use crate::lease::{Lease, Terms};
-use crate::lock::{self, Key, Lock, LockRequest};
+use crate::lock::{self, GivenUp, Key, Lock, LockRequest};
 use crate::moment::Moment;
 use crate::pq::{Error, Outcome};
 use crate::server::dialect::Dialect;
@@ -130,6 +130,8 @@ enum ReleaseStep {
     /// What was asked before is answered first.
     Drain,
     Asked,
+    /// Somebody waits who is still to see the sign.
+    Lingering,
 }
 
 /// What pglock and its guardian both see.

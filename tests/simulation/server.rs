@@ -4,7 +4,10 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use super::locks::{Level, Locks};
-use super::sql::{Attempt, Glance, Linger, Look, Program, Settings, Settle, Statement, Take, Turn};
+use super::sql::{
+    Attempt, Begun, Glance, Look, LookAtSign, Program, Release, Settings, Settle, Statement, Take,
+    Turn,
+};
 use super::time::{SECOND, Time, micros};
 use crate::lock::Key;
 use crate::pq::{Error, Outcome};
@@ -66,9 +69,8 @@ struct Backend {
     taken: Option<Key>,
     /// Whether it has signed that it gives a lock up.
     has_signed: bool,
-    /// Whether it had the lock that it has given up.
-    had_lock: bool,
-    first: bool,
+    /// The word on the turn.
+    word: String,
     run: Option<Run>,
     queue: VecDeque<Program>,
     idle_since: Time,
@@ -238,8 +240,7 @@ impl Server {
             turn: 0,
             taken: None,
             has_signed: false,
-            had_lock: false,
-            first: false,
+            word: String::new(),
             run: None,
             queue: VecDeque::new(),
             idle_since: now,
@@ -448,7 +449,6 @@ impl Server {
             return;
         };
         backend.taken = None;
-        backend.first = false;
         backend.run = Some(Run {
             program,
             place: 0,
@@ -637,29 +637,24 @@ impl Server {
                 }
                 row([None])
             }
-            Statement::Sign(first, second) => {
-                for key in [Some(first), second].into_iter().flatten() {
-                    self.locks.try_lock(pid, key, false, Level::Session);
-                }
-                row([text("t"), text("t")])
+            Statement::Begun(begun) => {
+                self.begin_turn(pid, begun);
+                row([None])
             }
-            Statement::SignIfLast(sign, key) => {
-                let is_mine = self.locks.try_lock(pid, sign, false, Level::Session);
-                let is_last = self.locks.holders(key, false).all(|holder| holder == pid);
-                if is_mine && !is_last {
+            Statement::Word => row([Some(self.backend(pid).word.clone())]),
+            Statement::Release(release) => self.give_up(pid, release, now),
+            Statement::LookAtSign(look) => return self.look_at_sign(pid, look, now),
+            Statement::NoteSign(sign) => {
+                let is_seen = self.locks.is_waited_for_alone(sign);
+                self.backend(pid).has_signed = !is_seen;
+                if is_seen {
                     self.withdraw(pid, sign, now);
                 }
-                self.backend(pid).has_signed = is_mine && is_last;
                 row([text("yes")])
             }
-            Statement::Release(key, shared, linger) => {
-                if self.step(pid) == Step::Begin {
-                    let granted = self.locks.unlock(pid, key, shared);
-                    self.backend(pid).had_lock = granted.is_some();
-                    self.granted(granted.unwrap_or_default(), now);
-                }
-                self.linger(pid, &linger, now)?;
-                row([Some(truth(self.backend(pid).had_lock))])
+            Statement::Linger(sign, time) => {
+                self.linger(pid, sign, micros(time), now)?;
+                row([None])
             }
             Statement::Look(look) => self.look_for_place(pid, &look),
             Statement::Glance(glance) => self.glance(pid, &glance, now),
@@ -812,7 +807,6 @@ impl Server {
         };
         let (key, token) = match &attempt.take {
             Take::Kept(key) => (Some(*key), false),
-            Take::Turn { token } => (self.backend(pid).taken, *token),
             Take::Key {
                 key,
                 shared,
@@ -820,16 +814,20 @@ impl Server {
                 settle,
                 after,
                 count,
+                counts_first,
                 token,
             } => {
                 if self.step(pid) == Step::Begin {
+                    if let Some(count) = count.filter(|_| *counts_first) {
+                        self.locks.try_lock(pid, count, true, level(*local));
+                    }
                     let others_first = after
                         .is_some_and(|after| self.locks.holders(after, false).next().is_some());
                     if others_first || !self.locks.try_lock(pid, *key, *shared, level(*local)) {
                         return Some(row([text("busy")]));
                     }
-                    if let Some(count) = count {
-                        self.locks.try_lock(pid, *count, true, level(*local));
+                    if let Some(count) = count.filter(|_| !counts_first) {
+                        self.locks.try_lock(pid, count, true, level(*local));
                     }
                     if let Some(time) = self.time_to_settle(pid, *key, *settle) {
                         return self.wait(pid, Wait::Until(now + time), Step::Settling);
@@ -872,7 +870,6 @@ impl Server {
                 };
                 row([Some(format!("held {key}{token}"))])
             }
-            None if self.backend(pid).first => row([text("first")]),
             None => row([text("busy")]),
         })
     }
@@ -885,51 +882,78 @@ impl Server {
         (!no_sign).then_some(micros(time))
     }
 
-    /// Lingers, until the sign is seen or the time is over.
-    fn linger(&mut self, pid: i32, linger: &Linger, now: Time) -> Option<()> {
+    /// Gives a lock up with a sign.
+    fn give_up(&mut self, pid: i32, release: Release, now: Time) -> Outcome {
+        let Release {
+            key,
+            shared,
+            sign,
+            other,
+        } = release;
+        let is_mine = self.locks.try_lock(pid, sign, false, Level::Session);
+        let is_last = !shared || self.locks.holders(key, false).all(|holder| holder == pid);
+        if is_mine && !is_last {
+            self.withdraw(pid, sign, now);
+        }
+        self.backend(pid).has_signed = is_mine && is_last;
+        if let Some(other) = other {
+            self.locks.try_lock(pid, other, false, Level::Session);
+        }
+        let granted = self.locks.unlock(pid, key, shared);
+        let had_lock = truth(granted.is_some());
+        self.granted(granted.unwrap_or_default(), now);
+        match shared {
+            true => row([text("yes"), Some(had_lock)]),
+            false => row([text("t"), text("t"), Some(had_lock)]),
+        }
+    }
+
+    /// Looks whether the sign is still to be seen, and else withdraws it.
+    fn look_at_sign(&mut self, pid: i32, look: LookAtSign, now: Time) -> Option<Outcome> {
         let level = Level::Session;
+        if self.step(pid) == Step::Settling || look.if_signed && !self.backend(pid).has_signed {
+            return Some(row([text("f")]));
+        }
         let is_free = |locks: &mut Locks, shared| {
-            let free = linger
+            let free = look
                 .lock
                 .filter(|lock| locks.try_lock(pid, *lock, shared, level));
             free.and_then(|lock| locks.unlock(pid, lock, shared))
         };
-        let mut is_shared = false;
-        if self.step(pid) == Step::Begin {
-            if linger.if_signed && !self.backend(pid).has_signed {
-                return Some(());
-            }
-            let mut is_over = linger
+        let mut is_over = self.locks.is_waited_for_alone(look.sign)
+            || look
                 .queue
                 .is_some_and(|queue| self.locks.holders(queue, false).next().is_none());
-            if let Some(granted) = is_free(&mut self.locks, false) {
-                self.granted(granted, now);
-                is_over = true;
-            } else if linger.may_be_shared
-                && let Some(granted) = is_free(&mut self.locks, true)
-            {
-                self.granted(granted, now);
-                is_shared = true;
-            }
-            if is_over {
-                self.withdraw(pid, linger.sign, now);
-                return Some(());
-            }
+        let mut settle = None;
+        if is_over {
+        } else if let Some(granted) = is_free(&mut self.locks, false) {
+            self.granted(granted, now);
+            is_over = true;
+        } else if look.shared.is_some()
+            && let Some(granted) = is_free(&mut self.locks, true)
+        {
+            self.granted(granted, now);
+            is_over = true;
+            settle = look.shared;
         }
-        if is_shared {
-            self.withdraw(pid, linger.sign, now);
-            let wait = Wait::Until(now + micros(linger.time));
-            self.wait(pid, wait, Step::Settling);
-            return None;
+        if is_over {
+            self.withdraw(pid, look.sign, now);
         }
+        match settle {
+            Some(time) => self.wait(pid, Wait::Until(now + micros(time)), Step::Settling),
+            None => Some(row([Some(truth(!is_over))])),
+        }
+    }
+
+    /// Lingers, until the sign is seen or the time is over.
+    fn linger(&mut self, pid: i32, sign: Key, time: Time, now: Time) -> Option<()> {
         let until = match self.step(pid) {
-            Step::Settling => return Some(()),
             Step::Lingering(until) => until,
-            _ => now + micros(linger.time),
+            _ if self.backend(pid).has_signed => now + time,
+            _ => return Some(()),
         };
-        let is_seen = self.locks.is_waited_for_alone(linger.sign);
-        if is_seen || until <= now {
-            self.withdraw(pid, linger.sign, now);
+        if self.locks.is_waited_for_alone(sign) || until <= now {
+            self.withdraw(pid, sign, now);
             return Some(());
         }
         self.wait(pid, Wait::Sign(until), Step::Lingering(until));
@@ -996,11 +1020,29 @@ impl Server {
         row([Some(format!("busy {pause}"))])
     }
 
+    /// Makes a turn's settings, and notes what it begins with.
+    fn begin_turn(&mut self, pid: i32, begun: Begun) {
+        let word = if begun.pid != OWN {
+            "pooled"
+        } else if self.is_standby {
+            "standby"
+        } else {
+            self.set(pid, begun.settings);
+            turn_word(begun.first)
+        };
+        self.backend(pid).word = word.to_owned();
+    }
+
     fn turn(&mut self, pid: i32, turn: &Turn, now: Time) -> Option<Outcome> {
         let timeout = micros(self.backend(pid).settings.lock_timeout);
         let began = self.backend(pid).run.as_ref().map_or(now, |run| run.began);
+        // Until it counts a lock is bound to the block, which gives it back when the time is over.
+        let level = Level::Transaction;
         loop {
             match self.step(pid) {
+                Step::Begin if self.backend(pid).word != turn_word(turn.first) => {
+                    return Some(nothing());
+                }
                 Step::Begin => match turn.enter {
                     Some((key, shared, _))
                         if !self.locks.try_lock(pid, key, shared, Level::Session) =>
@@ -1021,11 +1063,9 @@ impl Server {
                     self.set_step(pid, Step::Entered);
                 }
                 Step::Entered => {
-                    self.backend(pid).first = true;
-                    let free =
-                        turn.keys.iter().copied().find(|key| {
-                            self.locks.try_lock(pid, *key, turn.shared, Level::Session)
-                        });
+                    self.backend(pid).word = turn_word(true).to_owned();
+                    let mut keys = turn.keys.iter().copied();
+                    let free = keys.find(|key| self.locks.try_lock(pid, *key, turn.shared, level));
                     if let Some(key) = free {
                         self.backend(pid).taken = Some(key);
                         self.set_step(pid, Step::Waiting(true));
@@ -1033,7 +1073,7 @@ impl Server {
                     }
                     let until = began + timeout.max(1);
                     if let [key] = turn.keys[..] {
-                        self.locks.wait(pid, key, turn.shared, Level::Session);
+                        self.locks.wait(pid, key, turn.shared, level);
                         self.backend(pid).taken = Some(key);
                         return self.wait(pid, Wait::Lock(Some(until)), Step::Waiting(false));
                     }
@@ -1042,18 +1082,9 @@ impl Server {
                     }
                     return self.wait(pid, Wait::Until(now + SLOT_POLL), Step::Entered);
                 }
-                Step::Waiting(false) => {
-                    self.backend(pid).taken = None;
-                    return Some(nothing());
-                }
                 Step::Waiting(true) => {
-                    if let Some((key, shared)) = turn.leave {
-                        let granted = self.locks.unlock(pid, key, shared);
-                        self.granted(granted.unwrap_or_default(), now);
-                    }
                     let taken = self.backend(pid).taken.expect("a lock");
                     let sign = taken.release(!turn.shared);
-                    let level = Level::Transaction;
                     if self.locks.try_lock(pid, sign, true, level) {
                         let wait = Wait::Until(now + micros(turn.settle));
                         return self.wait(pid, wait, Step::Settling);
@@ -1068,15 +1099,25 @@ impl Server {
                     let wait = Wait::Lock(Some(now + timeout));
                     return self.wait(pid, wait, Step::Hearing(false));
                 }
-                Step::Hearing(false) => {
-                    let taken = self.backend(pid).taken.take().expect("a lock");
-                    self.backend(pid).first = false;
-                    let granted = self.locks.unlock(pid, taken, turn.shared);
-                    self.granted(granted.unwrap_or_default(), now);
+                Step::Waiting(false) | Step::Hearing(false) => {
+                    let granted = self.locks.end_transaction(pid);
+                    self.granted(granted, now);
                     return Some(nothing());
                 }
                 Step::Settling | Step::Hearing(true) => {
-                    for (key, shared) in [(turn.place, false), (turn.seen, true)] {
+                    let taken = self.backend(pid).taken.expect("a lock");
+                    assert!(self.locks.try_lock(pid, taken, turn.shared, Level::Session));
+                    let token = match turn.token {
+                        true => format!(" {}", self.token()),
+                        false => String::new(),
+                    };
+                    self.backend(pid).word = format!("held {taken}{token}");
+                    let left = [
+                        Some((turn.place, false)),
+                        Some((turn.seen, true)),
+                        turn.leave,
+                    ];
+                    for (key, shared) in left.into_iter().flatten() {
                         let granted = self.locks.unlock(pid, key, shared);
                         self.granted(granted.expect("it was held"), now);
                     }
@@ -1113,6 +1154,11 @@ fn fatal(sqlstate: &str, message: &str) -> Error {
         reached: true,
         is_warning: false,
     }
+}
+
+/// The word on a turn which is not over.
+fn turn_word(first: bool) -> &'static str {
+    if first { "first" } else { "busy" }
 }
 
 fn nothing() -> Outcome {

@@ -28,14 +28,20 @@ pub enum Statement {
     Look(Look),
     /// Looks whether one of these could be had, in share or not, and notes when to look again.
     Glance(Glance),
+    /// Begins a turn.
+    Begun(Begun),
     /// Waits for a turn.
     Turn(Turn),
-    /// Signs that a lock is given up, by keys that are taken if they can be: one, and perhaps another.
-    Sign(Key, Option<Key>),
-    /// The same by one key, if nobody else has this one.
-    SignIfLast(Key, Key),
-    /// Gives a lock up, whether shared, waits until the sign for that is seen, and withdraws it.
-    Release(Key, bool, Linger),
+    /// Tells what has become of it.
+    Word,
+    /// Gives a lock up with a sign.
+    Release(Release),
+    /// Looks whether the sign is seen, and withdraws it if it is not needed any more.
+    LookAtSign(LookAtSign),
+    /// Notes whether this sign is still to be seen, and else withdraws it.
+    NoteSign(Key),
+    /// Waits for so long until this sign is seen, if it is still to be, and withdraws it.
+    Linger(Key, Duration),
     /// Shows what the session holds.
     Proof,
     /// The same, and what others have that has this first number, or is this key.
@@ -104,8 +110,9 @@ pub enum Take {
         settle: Option<Settle>,
         /// The key in whose share somebody waits who goes first.
         after: Option<Key>,
-        /// What is taken in share with it.
+        /// What is taken in share with it, or whether or not it is to be had.
         count: Option<Key>,
+        counts_first: bool,
         token: bool,
     },
     /// The first free one of these, if nobody holds the queue.
@@ -118,8 +125,6 @@ pub enum Take {
         settle: Option<Settle>,
         token: bool,
     },
-    /// What the turn before has taken.
-    Turn { token: bool },
     /// None: it is said to be held.
     Kept(Key),
 }
@@ -132,9 +137,20 @@ pub struct Settle {
     pub by_sign: bool,
 }
 
-/// A wait of one who has given a lock up, until that is seen.
+/// How a lock is given up.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Linger {
+pub struct Release {
+    pub key: Key,
+    pub shared: bool,
+    /// The sign for that, a key that is taken before if it can be; by who shares the lock if nobody else has it.
+    pub sign: Key,
+    /// Another, for those who share.
+    pub other: Option<Key>,
+}
+
+/// A look of one who has given a lock up.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LookAtSign {
     pub sign: Key,
     /// Only if the sign was set.
     pub if_signed: bool,
@@ -142,9 +158,18 @@ pub struct Linger {
     pub lock: Option<Key>,
     /// Or by who holds this queue.
     pub queue: Option<Key>,
-    /// Whether there is another sign for those who share the lock.
-    pub may_be_shared: bool,
-    pub time: Duration,
+    /// For how long those who share the lock may still see another sign.
+    pub shared: Option<Duration>,
+}
+
+/// The beginning of a turn.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Begun {
+    /// The number that the backend has to have.
+    pub pid: i32,
+    pub settings: Settings,
+    /// Whether the one before has come as far as to wait for the lock.
+    pub first: bool,
 }
 
 /// A look for a place in the server's queue.
@@ -174,6 +199,8 @@ pub struct Glance {
 /// A turn in the server's queue.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Turn {
+    /// Whether it goes on as the one before has ended.
+    pub first: bool,
     /// What is taken on the way in, whether in share, and whether it is given up at once.
     pub enter: Option<(Key, bool, bool)>,
     /// What is waited for: one, or the first free of several.
@@ -188,6 +215,7 @@ pub struct Turn {
     pub settle: Duration,
     /// How long the turn is where it is looked for several.
     pub time: Duration,
+    pub token: bool,
 }
 
 /// The queries that have been read.
@@ -260,24 +288,40 @@ fn statement(text: &str) -> Statement {
         {
             Statement::Nothing
         }
-        _ if text.starts_with("select pg_catalog.pg_try_advisory_lock(") => {
-            let [first, second] = [0, 1].map(|place| {
-                let mut calls = text.split("pg_try_advisory_lock").skip(1 + place);
-                calls.next().map(|call| key(between(call, "(", ")")))
-            });
-            Statement::Sign(first.expect("a sign"), second)
-        }
-        _ if text.starts_with("select pg_catalog.set_config('pglock.sign'") => {
-            Statement::SignIfLast(call_key(text, "pg_try_advisory_lock"), row_key(text))
-        }
-        _ if text.starts_with("select pg_catalog.pg_advisory_unlock")
-            && text.contains(" look where case") =>
+        _ if text.starts_with("select pg_catalog.pg_try_advisory_lock(")
+            || text.starts_with(
+                "select pg_catalog.set_config('pglock.sign', case when not pg_catalog.pg_try",
+            ) =>
         {
-            let (unlock, rest) = text.split_once(", case ").expect("it lingers");
-            let key = call_key(unlock, "pg_advisory_unlock");
-            Statement::Release(key, unlock.contains("_shared("), linger(rest))
+            Statement::Release(release(text))
+        }
+        _ if text.starts_with("select pg_catalog.set_config('pglock.sign', case when not (pg_") => {
+            Statement::NoteSign(call_key(text, "pg_try_advisory_lock_shared"))
+        }
+        _ if text.contains(" look where case") => {
+            assert!(text.contains("case pg_catalog.current_setting('pglock.sign') when 'yes'"));
+            let sign = call_key(text, "pg_try_advisory_lock_shared");
+            let (_, time) = between(text, "generate_series(1, ", ")")
+                .split_once(" + ")
+                .expect("a time");
+            let time = Duration::from_millis(time.parse().expect("a number"));
+            Statement::Linger(sign, time)
+        }
+        _ if text.starts_with("select case ") && text.contains("pg_advisory_unlock(") => {
+            Statement::LookAtSign(look_at_sign(text))
+        }
+        _ if text.starts_with("select pg_catalog.set_config('pglock.word'") => {
+            assert!(text.contains("'standby'"), "{text}");
+            Statement::Begun(Begun {
+                pid: between(text, "pg_backend_pid(), ", ")")
+                    .parse()
+                    .expect("a number"),
+                settings: settings(text),
+                first: text.contains("else 'first' end"),
+            })
         }
         _ if text.starts_with("do ") => Statement::Turn(turn(&text.replace("''", "'"))),
+        "show pglock.word" => Statement::Word,
         _ if text.starts_with("select case when pg_catalog.pg_backend_pid() = ") => {
             let pid = between(text, "pg_backend_pid() = ", " ");
             Statement::Set(Some(pid.parse().expect("a number")), settings(text))
@@ -357,9 +401,7 @@ fn attempt(text: &str) -> Attempt {
         time: seconds(text, "pg_sleep("),
         by_sign: by_sign.is_some(),
     });
-    let take = if text.contains("current_setting('pglock.slot'") {
-        Take::Turn { token }
-    } else if text.contains("generate_series(1, ") {
+    let take = if text.contains("generate_series(1, ") {
         let count: i32 = between(text, "generate_series(1, ", ")")
             .parse()
             .expect("a number");
@@ -389,21 +431,36 @@ fn attempt(text: &str) -> Attempt {
         } else {
             "pg_try_advisory_lock"
         };
-        let (before, count) = match text.split_once(" and pg_catalog.pg_try_advisory") {
-            Some((before, rest)) => (before, Some(key(between(rest, "_shared(", ")")))),
-            None => (text, None),
+        // What tells how many slots are counted is taken before by who waits, and after by who has held the lock.
+        let counts_first = text
+            .rsplit_once(" is null then '' ")
+            .and_then(|(before, rest)| {
+                let (_, last) = before.rsplit_once("when ")?;
+                let call = last.strip_prefix("pg_catalog.pg_try_advisory_lock_shared(")?;
+                Some((rest, Some(key(call.strip_suffix(')')?))))
+            });
+        let counts_then = || {
+            let (before, _) = text.split_once(") is not null then 'held ")?;
+            let (before, count) = before.rsplit_once(" and pg_catalog.pg_try_advisory")?;
+            let (_, count) = count.split_once("_shared(")?;
+            Some((before, Some(key(count))))
+        };
+        let (counts_first, (before, count)) = match counts_first {
+            Some(counts) => (true, counts),
+            None => (false, counts_then().unwrap_or((text, None))),
         };
         let shared = before.contains(&format!("{function}_shared("));
         let after = text
             .contains("not exists (select from pg_catalog.pg_lock_status()")
             .then(|| intent(between(text, "classid::bigint = (", ")")));
         Take::Key {
-            key: call_key(text, function),
+            key: call_key(before, function),
             shared,
             local,
             settle,
             after,
             count,
+            counts_first,
             token,
         }
     };
@@ -422,21 +479,40 @@ fn attempt(text: &str) -> Attempt {
     }
 }
 
-fn linger(text: &str) -> Linger {
-    let look = &text[text.find("look where case").expect("it looks")..];
-    let (_, time) = between(text, "generate_series(1, ", ")")
-        .split_once(" + ")
-        .expect("a time");
+fn release(text: &str) -> Release {
+    let (signs, unlock) = text
+        .rsplit_once(", pg_catalog.pg_advisory_unlock")
+        .expect("it unlocks");
+    let other = signs
+        .strip_prefix("select ")
+        .and_then(|signs| signs.split_once(", "))
+        .filter(|_| !signs.contains("pg_lock_status()"))
+        .map(|(_, other)| call_key(other, "pg_try_advisory_lock"));
+    let key = key(between(unlock, "(", ")"));
+    if signs.contains("pg_lock_status()") {
+        assert_eq!(row_key(signs), key, "{text}");
+    }
+    Release {
+        key,
+        shared: unlock.starts_with("_shared("),
+        sign: call_key(signs, "pg_try_advisory_lock"),
+        other,
+    }
+}
+
+fn look_at_sign(text: &str) -> LookAtSign {
     let is_free = "when pg_catalog.pg_try_advisory_lock(";
-    Linger {
-        sign: call_key(look, "pg_try_advisory_lock_shared"),
-        if_signed: text.contains("current_setting('pglock.sign')"),
+    LookAtSign {
+        sign: call_key(text, "pg_try_advisory_lock_shared"),
+        if_signed: text.contains("current_setting('pglock.sign') = ''"),
         lock: text
             .contains(is_free)
-            .then(|| call_key(text, "pg_try_advisory_lock")),
+            .then(|| call_key(text, "pg_try_advisory_lock(")),
         queue: text.contains("pg_lock_status()").then(|| row_key(text)),
-        may_be_shared: text.contains("* 0.001) is null"),
-        time: Duration::from_millis(time.parse().expect("a number")),
+        shared: text.contains("pg_sleep(").then(|| {
+            let milliseconds = between(text, "pg_sleep(", " ").parse().expect("a number");
+            Duration::from_millis(milliseconds)
+        }),
     }
 }
 
@@ -492,13 +568,26 @@ fn glance(text: &str) -> Glance {
 }
 
 fn turn(text: &str) -> Turn {
-    // What enters, what waits, and what comes then.
-    let (enter, rest) = text.split_once("'pglock.first'").expect("it enters");
-    let (wait, then) = rest
-        .split_once("exception when lock_not_available then return; end; if ")
-        .expect("it waits");
-    let then = &format!("if {then}");
-    let shared_if = |part: &str| part.contains("_shared(");
+    // What enters, and what waits and takes.
+    let (first, rest) = text
+        .split_once("<> 'busy' then return; end if; ")
+        .map(|(_, rest)| (false, rest))
+        .or_else(|| {
+            let (_, rest) = text.split_once("<> 'first' then return; end if; ")?;
+            Some((true, rest))
+        })
+        .expect("it begins");
+    let (enter, wait) = match rest.split_once("'pglock.word', 'first', true); ") {
+        Some((enter, wait)) => (enter, wait),
+        None => ("", rest),
+    };
+    let wait = wait
+        .strip_prefix("begin ")
+        .and_then(|wait| {
+            wait.split_once("exception when lock_not_available then return; end; end'")
+        })
+        .expect("it waits")
+        .0;
     let entered = enter.contains("pg_advisory_lock").then(|| {
         let function = "perform pg_catalog.pg_advisory_lock";
         let after = &enter[enter.find(function).expect("a call")..];
@@ -506,58 +595,68 @@ fn turn(text: &str) -> Turn {
         let leaves = enter.contains("pg_advisory_unlock");
         (call_key(enter, function), shared, leaves)
     });
-    let leave = wait.contains("pg_advisory_unlock").then(|| {
-        let after = &wait[wait.find("pg_advisory_unlock").expect("a call")..];
-        let shared = after[..after.find('(').expect("a call")].ends_with("_shared");
-        (call_key(wait, "pg_advisory_unlock"), shared)
-    });
-    let several = wait.contains("<<search>>");
+    let (search, take) = wait
+        .split_once("case when pg_catalog.pg_try_advisory_xact_lock_shared(")
+        .expect("it makes sure");
+    let several = search.contains("<<search>>");
     let (keys, shared) = if several {
-        let count: i32 = between(wait, "for place in 1..", " ")
+        let count: i32 = between(search, "for place in 1..", " ")
             .parse()
             .expect("a number");
-        let first = call_key(wait, "when 1 then pg_catalog.pg_try_advisory_lock");
+        let first = call_key(search, "when 1 then pg_catalog.pg_try_advisory_xact_lock");
         (slots(first, count), false)
     } else {
-        let function = "perform pg_catalog.pg_advisory_lock";
-        let after = &wait[wait.find(function).expect("a call")..];
-        let name = &after[..after.find('(').expect("a call")];
-        (
-            vec![call_key(wait, function)],
-            shared_if(&format!("{name}(")),
-        )
+        let function = "perform pg_catalog.pg_advisory_xact_lock";
+        let shared = search.starts_with(&format!("{function}_shared("));
+        (vec![call_key(search, function)], shared)
     };
     // The sign is the key that belongs to the one that was taken; those who share it wait for that of the others to go.
-    let (sees, waits) = (
-        "if pg_catalog.pg_try_advisory_xact_lock_shared",
-        "perform pg_catalog.pg_advisory_xact_lock",
-    );
-    let [sign, withdrawn] = [sees, waits]
-        .map(|function| between(&then[then.find(function).expect("it asks")..], "(", ")"));
-    assert_eq!(shared_if(between(then, waits, ")")), shared, "{text}");
+    let sign = between(take, "", ")");
+    let (waits, kept) = take.split_once(" end, ").expect("it keeps it");
+    let function = if shared {
+        "pg_advisory_xact_lock_shared("
+    } else {
+        "pg_advisory_xact_lock("
+    };
+    let withdrawn = between(waits, function, ")");
     if several {
         assert_eq!([sign, withdrawn], ["1, -1000 - slot"; 2], "{text}");
     } else {
         assert_eq!(key(sign), keys[0].release(!shared), "{text}");
         assert_eq!(key(withdrawn), keys[0].release(true), "{text}");
+        let function = if shared {
+            "pg_try_advisory_lock_shared"
+        } else {
+            "pg_try_advisory_lock("
+        };
+        assert_eq!(call_key(kept, function), keys[0], "{text}");
     }
-    let (_, left) = then.split_once("'pglock.slot'").expect("it has it");
+    let (_, left) = kept.split_once("'pglock.word'").expect("it has it");
+    let mut unlocks = left.split("pg_catalog.pg_advisory_unlock").skip(1);
+    let mut unlock = || {
+        let call = unlocks.next()?;
+        Some((key(between(call, "(", ")")), call.starts_with("_shared(")))
+    };
+    let [place, seen] = [unlock(), unlock()].map(|unlock| unlock.expect("a place"));
+    assert_eq!([place.1, seen.1], [false, true], "{text}");
     Turn {
+        first,
         enter: entered,
         keys,
         shared,
-        leave,
-        place: call_key(left, "pg_advisory_unlock("),
-        seen: call_key(left, "pg_advisory_unlock_shared("),
-        settle: seconds(then, "then perform pg_catalog.pg_sleep("),
+        leave: unlock(),
+        place: place.0,
+        seen: seen.0,
+        settle: seconds(take, "then pg_catalog.pg_sleep("),
         time: if several {
-            let milliseconds = between(wait, "interval '", " ms'")
+            let milliseconds = between(search, "interval '", " ms'")
                 .parse()
                 .expect("a number");
             Duration::from_millis(milliseconds)
         } else {
             Duration::ZERO
         },
+        token: left.contains("txid_current()"),
     }
 }
 

@@ -45,6 +45,23 @@ impl World {
         self.turn_at(client, self.now + EXIT_PATIENCE);
     }
 
+    /// Has the server wait for the sign to be seen.
+    fn ask_to_linger(&mut self, client: usize) {
+        let now = self.now;
+        let Some(connection) = self.clients[client].connection else {
+            return self.released(client);
+        };
+        let Life::Releasing(releasing) = &mut self.clients[client].life else {
+            return;
+        };
+        let sql = releasing.lock.linger_query().sql().to_owned();
+        releasing.step = ReleaseStep::Lingering;
+        releasing.until = now + EXIT_PATIENCE;
+        let program = self.wordings.read(sql.to_bytes());
+        self.send_to_server(connection, ToServer::Query(program));
+        self.turn_at(client, now + EXIT_PATIENCE);
+    }
+
     pub fn release_turn(&mut self, client: usize) {
         let now = self.now;
         let connection = self.clients[client].connection;
@@ -57,7 +74,14 @@ impl World {
             };
             match (&releasing.step, message) {
                 (ReleaseStep::Drain, ToClient::Answer(_)) => return self.ask_release(client),
-                (ReleaseStep::Asked, ToClient::Answer(_)) => return self.released(client),
+                (ReleaseStep::Asked, ToClient::Answer(outcomes)) => {
+                    let given_up = releasing.lock.release_query().read(&outcomes);
+                    return match given_up {
+                        Ok(GivenUp::Unseen) => self.ask_to_linger(client),
+                        Ok(GivenUp::Seen | GivenUp::NotHeld) | Err(_) => self.released(client),
+                    };
+                }
+                (ReleaseStep::Lingering, ToClient::Answer(_)) => return self.released(client),
                 (_, ToClient::Closed(_)) => return self.released(client),
                 (_, _) => {}
             }
