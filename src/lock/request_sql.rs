@@ -28,9 +28,6 @@ pub const SETTLE: &str = "0.06";
 /// How long at most one who is first in the queue for a slot pauses before the next look for one, in milliseconds.
 pub const SLOT_PAUSE: u32 = 20;
 
-/// The word on a turn, which is [noted](note) for the last statement of its query to show.
-const WORD: &str = "pg_catalog.current_setting('pglock.word')";
-
 /// See [`LockRequest::token_query`].
 const TOKEN: &str = "pg_catalog.txid_current()";
 
@@ -51,7 +48,7 @@ pub struct LockRequest {
     pub sync: bool,
 }
 
-/// Notes this expression's value as the word on a turn.
+/// Notes this expression's value as the word on a turn, for the last statement of its query to show.
 fn note(word: &str) -> String {
     format!("pg_catalog.set_config('pglock.word', {word}, true)")
 }
@@ -276,20 +273,16 @@ impl LockRequest {
             _ => "declare slot int; pause int := 1; ",
         };
         let begun = if enter.is_empty() { "first" } else { "busy" };
+        // The session has looked for its place, so all else is known of it, and set.
+        let pid = dialect.backend_pid();
+        let pooled = note("'pooled'");
         let block = dialect.quote(&format!(
-            "{declare}begin if {WORD} <> '{begun}' then return; end if; \
+            "{declare}begin if pg_catalog.int4ne(pg_catalog.pg_backend_pid(), {pid}) then perform {pooled}; return; end if; \
              {enter}begin {wait}exception when lock_not_available then return; end; end"
         ))?;
-        let scope = LockScope::Session;
-        let guards = verdict::guards(dialect, scope, RestartCheck::None, self.settings);
-        let settings = self.settings.condition(dialect, scope, turn);
         let mut statements = Statements::new();
-        statements.add(format!(
-            "select {}",
-            note(&format!(
-                "{guards}when {settings} then '' else '{begun}' end"
-            ))
-        ));
+        statements.add(format!("set local lock_timeout to {turn}"));
+        statements.add(format!("set local pglock.word to '{begun}'"));
         statements.add(format!("do {block}"));
         let word = statements.add("show pglock.word");
         let request = self.clone();
@@ -336,7 +329,7 @@ impl LockRequest {
             "if not pg_catalog.pg_try_advisory_lock{suffix}({intent}) then \
              begin perform pg_catalog.pg_advisory_lock{suffix}({intent}); exception when lock_not_available then return; end; \
              perform pg_catalog.set_config('lock_timeout', greatest(1, '{turn}' - extract(epoch \
-             from pg_catalog.clock_timestamp() - pg_catalog.now()) * '1000')::int::text, false); \
+             from pg_catalog.clock_timestamp() - pg_catalog.now()) * '1000')::int::text, true); \
              end if; "
         );
         let begun = note("'first'");
@@ -356,7 +349,7 @@ impl LockRequest {
     }
 
     /// The same for any of several slots. Who is first in the queue looks often at first, for slots may come free one after the
-    /// other, and then less often.
+    /// other, and then less often. `pg_sleep` sleeps whole milliseconds until the time is over, so two where it is asked for one.
     fn wait_slots(
         &self,
         dialect: &dyn Dialect,
@@ -382,7 +375,7 @@ impl LockRequest {
              exit search when {call}; \
              end loop; \
              if pg_catalog.clock_timestamp() > pg_catalog.now() + interval '{turn} ms' then return; end if; \
-             perform pg_catalog.pg_sleep(pause * 0.001); \
+             perform pg_catalog.pg_sleep(pause * 0.001 - 0.0005); \
              pause := least(pause + 1, {SLOT_PAUSE}); \
              end loop; \
              perform {take}, pg_catalog.pg_advisory_unlock({queue}); ",

@@ -252,12 +252,20 @@ fn a_server_that_does_not_wait_is_not_asked_without_a_pause() {
         if sql.contains("'place '") {
             return [row(&["place 0"]), ready()].concat();
         }
-        // The settings and the block of a turn come first.
-        let turn = match sql.contains("pglock.slot") {
-            false => Vec::new(),
-            true => [row(&[""]), complete()].concat(),
-        };
-        [turn, row(&["busy"]), row(&[]), ready()].concat()
+        if sql.contains("show ") {
+            // Two settings and the block come before.
+            return [complete(), complete(), complete(), row(&["busy"]), ready()].concat();
+        }
+        // That the server's locks are such is shown by the key that tells how many slots are counted.
+        let (_, call) = sql
+            .split_once("pg_try_advisory_lock_shared(")
+            .expect("a key");
+        let (key, _) = call.split_once(')').expect("a key");
+        let (class, object) = key.split_once(',').expect("two numbers");
+        let class = class.parse::<i32>().expect("a number") as u32;
+        let (class, object) = (class.to_string(), object.trim());
+        let proof = row(&["advisory", &class, object, "2", "ShareLock", "t", "5", "1"]);
+        [row(&["busy"]), proof, ready()].concat()
     };
     let output = Pglock::at(answering(busy, never))
         .flags(["--wait", "3", "--conflict-exit-code", "75"])

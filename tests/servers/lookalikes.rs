@@ -133,6 +133,16 @@ fn an_answer_that_does_not_tell_who_holds_the_lock_is_not_taken_for_a_free_one()
 }
 
 #[test]
+fn who_would_wait_goes_by_no_table_that_does_not_show_what_the_server_grants() {
+    let answer = [&row(&["busy"])[..], &row(&[]), b"Z\0\0\0\x05I"].concat();
+    let output = Pglock::at(answering(answer, false))
+        .flags(["--lockid", "1", "--wait", "5"])
+        .command(["true"])
+        .run();
+    output.assert_failed(&["lock table does not show", "do not exclude anybody"]);
+}
+
+#[test]
 fn what_a_server_says_without_end_is_cut() {
     let long = "é\u{202e}\n".repeat(100_000);
     let lines = "é\u{202e}\n".repeat(5_000);

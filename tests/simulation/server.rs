@@ -5,8 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use super::locks::{Level, Locks};
 use super::sql::{
-    Attempt, Begun, Glance, Look, LookAtSign, Program, Release, Settings, Settle, Statement, Take,
-    Turn,
+    Attempt, Glance, Look, LookAtSign, Program, Release, Settings, Settle, Statement, Take, Turn,
 };
 use super::time::{SECOND, Time, micros};
 use crate::lock::Key;
@@ -69,7 +68,8 @@ struct Backend {
     taken: Option<Key>,
     /// Whether it has signed that it gives a lock up.
     has_signed: bool,
-    /// The word on the turn.
+    /// How long a turn waits at once, and the word on it.
+    turn_time: Time,
     word: String,
     run: Option<Run>,
     queue: VecDeque<Program>,
@@ -240,6 +240,7 @@ impl Server {
             turn: 0,
             taken: None,
             has_signed: false,
+            turn_time: 0,
             word: String::new(),
             run: None,
             queue: VecDeque::new(),
@@ -637,9 +638,13 @@ impl Server {
                 }
                 row([None])
             }
-            Statement::Begun(begun) => {
-                self.begin_turn(pid, begun);
-                row([None])
+            Statement::LockTimeout(time) => {
+                self.backend(pid).turn_time = micros(time);
+                nothing()
+            }
+            Statement::Begun(first) => {
+                self.backend(pid).word = turn_word(first).to_owned();
+                nothing()
             }
             Statement::Word => row([Some(self.backend(pid).word.clone())]),
             Statement::Release(release) => self.give_up(pid, release, now),
@@ -1020,27 +1025,15 @@ impl Server {
         row([Some(format!("busy {pause}"))])
     }
 
-    /// Makes a turn's settings, and notes what it begins with.
-    fn begin_turn(&mut self, pid: i32, begun: Begun) {
-        let word = if begun.pid != OWN {
-            "pooled"
-        } else if self.is_standby {
-            "standby"
-        } else {
-            self.set(pid, begun.settings);
-            turn_word(begun.first)
-        };
-        self.backend(pid).word = word.to_owned();
-    }
-
     fn turn(&mut self, pid: i32, turn: &Turn, now: Time) -> Option<Outcome> {
-        let timeout = micros(self.backend(pid).settings.lock_timeout);
+        let timeout = self.backend(pid).turn_time;
         let began = self.backend(pid).run.as_ref().map_or(now, |run| run.began);
         // Until it counts a lock is bound to the block, which gives it back when the time is over.
         let level = Level::Transaction;
         loop {
             match self.step(pid) {
-                Step::Begin if self.backend(pid).word != turn_word(turn.first) => {
+                Step::Begin if turn.pid != OWN => {
+                    self.backend(pid).word = "pooled".to_owned();
                     return Some(nothing());
                 }
                 Step::Begin => match turn.enter {

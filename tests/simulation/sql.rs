@@ -28,8 +28,10 @@ pub enum Statement {
     Look(Look),
     /// Looks whether one of these could be had, in share or not, and notes when to look again.
     Glance(Glance),
-    /// Begins a turn.
-    Begun(Begun),
+    /// How long a statement of this transaction waits for a lock.
+    LockTimeout(Duration),
+    /// Notes what a turn begins with: whether the one before has come as far as to wait for the lock.
+    Begun(bool),
     /// Waits for a turn.
     Turn(Turn),
     /// Tells what has become of it.
@@ -83,7 +85,6 @@ pub struct Settings {
     pub silence: Option<Duration>,
     /// Whether that is within a transaction.
     pub local: bool,
-    pub lock_timeout: Duration,
 }
 
 /// An attempt at a lock.
@@ -162,16 +163,6 @@ pub struct LookAtSign {
     pub shared: Option<Duration>,
 }
 
-/// The beginning of a turn.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Begun {
-    /// The number that the backend has to have.
-    pub pid: i32,
-    pub settings: Settings,
-    /// Whether the one before has come as far as to wait for the lock.
-    pub first: bool,
-}
-
 /// A look for a place in the server's queue.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Look {
@@ -199,8 +190,8 @@ pub struct Glance {
 /// A turn in the server's queue.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Turn {
-    /// Whether it goes on as the one before has ended.
-    pub first: bool,
+    /// The number that the backend has to have.
+    pub pid: i32,
     /// What is taken on the way in, whether in share, and whether it is given up at once.
     pub enter: Option<(Key, bool, bool)>,
     /// What is waited for: one, or the first free of several.
@@ -310,16 +301,12 @@ fn statement(text: &str) -> Statement {
         _ if text.starts_with("select case ") && text.contains("pg_advisory_unlock(") => {
             Statement::LookAtSign(look_at_sign(text))
         }
-        _ if text.starts_with("select pg_catalog.set_config('pglock.word'") => {
-            assert!(text.contains("'standby'"), "{text}");
-            Statement::Begun(Begun {
-                pid: between(text, "pg_backend_pid(), ", ")")
-                    .parse()
-                    .expect("a number"),
-                settings: settings(text),
-                first: text.contains("else 'first' end"),
-            })
+        _ if text.starts_with("set local lock_timeout to ") => {
+            let milliseconds = between(text, " to ", " ").parse().expect("a number");
+            Statement::LockTimeout(Duration::from_millis(milliseconds))
         }
+        "set local pglock.word to 'busy'" => Statement::Begun(false),
+        "set local pglock.word to 'first'" => Statement::Begun(true),
         _ if text.starts_with("do ") => Statement::Turn(turn(&text.replace("''", "'"))),
         "show pglock.word" => Statement::Word,
         _ if text.starts_with("select case when pg_catalog.pg_backend_pid() = ") => {
@@ -569,14 +556,7 @@ fn glance(text: &str) -> Glance {
 
 fn turn(text: &str) -> Turn {
     // What enters, and what waits and takes.
-    let (first, rest) = text
-        .split_once("<> 'busy' then return; end if; ")
-        .map(|(_, rest)| (false, rest))
-        .or_else(|| {
-            let (_, rest) = text.split_once("<> 'first' then return; end if; ")?;
-            Some((true, rest))
-        })
-        .expect("it begins");
+    let (begin, rest) = text.split_once("return; end if; ").expect("it begins");
     let (enter, wait) = match rest.split_once("'pglock.word', 'first', true); ") {
         Some((enter, wait)) => (enter, wait),
         None => ("", rest),
@@ -640,7 +620,9 @@ fn turn(text: &str) -> Turn {
     let [place, seen] = [unlock(), unlock()].map(|unlock| unlock.expect("a place"));
     assert_eq!([place.1, seen.1], [false, true], "{text}");
     Turn {
-        first,
+        pid: between(begin, "pg_backend_pid(), ", ")")
+            .parse()
+            .expect("a number"),
         enter: entered,
         keys,
         shared,
@@ -677,7 +659,6 @@ fn settings(text: &str) -> Settings {
     Settings {
         silence: silence.filter(|silence| !silence.is_zero()),
         local,
-        lock_timeout: value("lock_timeout").unwrap_or_default(),
     }
 }
 
