@@ -266,8 +266,9 @@ impl Lock {
             ),
             (false, None) => format!(
                 "case {seen} {is_free} when pg_catalog.pg_try_advisory_lock_shared({key}) \
-                 then (pg_catalog.pg_advisory_unlock_shared({key}) and {withdraw} and pg_catalog.pg_sleep({LINGER} * 0.001) is null) is null \
-                 else true end"
+                 then (pg_catalog.pg_advisory_unlock_shared({key}) and {withdraw} and pg_catalog.pg_sleep({}) is null) is null \
+                 else true end",
+                f64::from(LINGER) / 1000.0
             ),
             // The first of those who wait looks for a slot now and then.
             (false, Some(_)) => format!(

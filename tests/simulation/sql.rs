@@ -496,10 +496,9 @@ fn look_at_sign(text: &str) -> LookAtSign {
             .contains(is_free)
             .then(|| call_key(text, "pg_try_advisory_lock(")),
         queue: text.contains("pg_lock_status()").then(|| row_key(text)),
-        shared: text.contains("pg_sleep(").then(|| {
-            let milliseconds = between(text, "pg_sleep(", " ").parse().expect("a number");
-            Duration::from_millis(milliseconds)
-        }),
+        shared: text
+            .contains("pg_sleep(")
+            .then(|| seconds(text, "pg_sleep(")),
     }
 }
 
