@@ -268,9 +268,13 @@ impl LockRequest {
         } else {
             self.wait_slots(dialect, turn, first, &take)?
         };
-        let declare = match self.slots {
-            1 => "",
-            _ => "declare slot int; pause int := 1; ",
+        let (declare, late) = match self.slots {
+            1 => ("", String::new()),
+            // It was the sign that was not withdrawn, and somebody else is the first in the queue by now.
+            _ => (
+                "declare slot int; pause int := 1; ",
+                format!("perform {}; ", note("'busy'")),
+            ),
         };
         let begun = if enter.is_empty() { "first" } else { "busy" };
         // The session has looked for its place, so all else is known of it, and set.
@@ -278,7 +282,7 @@ impl LockRequest {
         let pooled = note("'pooled'");
         let block = dialect.quote(&format!(
             "{declare}begin if pg_catalog.int4ne(pg_catalog.pg_backend_pid(), {pid}) then perform {pooled}; return; end if; \
-             {enter}begin {wait}exception when lock_not_available then return; end; end"
+             {enter}begin {wait}exception when lock_not_available then {late}return; end; end"
         ))?;
         let mut statements = Statements::new();
         statements.add(format!("set local lock_timeout to {turn}"));
@@ -349,7 +353,7 @@ impl LockRequest {
     }
 
     /// The same for any of several slots. Who is first in the queue looks often at first, for slots may come free one after the
-    /// other, and then less often. `pg_sleep` sleeps whole milliseconds until the time is over, so two where it is asked for one.
+    /// other, and then less often; once it has one the next looks, while this one makes sure. `pg_sleep` sleeps whole milliseconds until the time is over, so two where it is asked for one.
     fn wait_slots(
         &self,
         dialect: &dyn Dialect,
@@ -378,7 +382,7 @@ impl LockRequest {
              perform pg_catalog.pg_sleep(pause * 0.001 - 0.0005); \
              pause := least(pause + 1, {SLOT_PAUSE}); \
              end loop; \
-             perform {take}, pg_catalog.pg_advisory_unlock({queue}); ",
+             perform pg_catalog.pg_advisory_unlock({queue}), {take}; ",
             slots = self.slots,
             call = self.call(dialect, &try_lock, "slot")?,
         );

@@ -1076,6 +1076,10 @@ impl Server {
                     return self.wait(pid, Wait::Until(now + SLOT_POLL), Step::Entered);
                 }
                 Step::Waiting(true) => {
+                    if let Some((key, shared)) = turn.left_first {
+                        let granted = self.locks.unlock(pid, key, shared);
+                        self.granted(granted.expect("it was held"), now);
+                    }
                     let taken = self.backend(pid).taken.expect("a lock");
                     let sign = taken.release(!turn.shared);
                     if self.locks.try_lock(pid, sign, true, level) {
@@ -1095,6 +1099,9 @@ impl Server {
                 Step::Waiting(false) | Step::Hearing(false) => {
                     let granted = self.locks.end_transaction(pid);
                     self.granted(granted, now);
+                    if turn.left_first.is_some() {
+                        self.backend(pid).word = turn_word(false).to_owned();
+                    }
                     return Some(nothing());
                 }
                 Step::Settling | Step::Hearing(true) => {

@@ -197,8 +197,9 @@ pub struct Turn {
     /// What is waited for: one, or the first free of several.
     pub keys: Vec<Key>,
     pub shared: bool,
-    /// What is given up once it is taken, and whether in share.
+    /// What is given up once it counts, and whether in share; or as soon as it is taken.
     pub leave: Option<(Key, bool)>,
+    pub left_first: Option<(Key, bool)>,
     /// What is given up with the wait: the place in the queue, and what tells of the wait, held in share.
     pub place: Key,
     pub seen: Key,
@@ -560,13 +561,10 @@ fn turn(text: &str) -> Turn {
         Some((enter, wait)) => (enter, wait),
         None => ("", rest),
     };
-    let wait = wait
+    let (wait, late) = wait
         .strip_prefix("begin ")
-        .and_then(|wait| {
-            wait.split_once("exception when lock_not_available then return; end; end'")
-        })
-        .expect("it waits")
-        .0;
+        .and_then(|wait| wait.split_once("exception when lock_not_available then "))
+        .expect("it waits");
     let entered = enter.contains("pg_advisory_lock").then(|| {
         let function = "perform pg_catalog.pg_advisory_lock";
         let after = &enter[enter.find(function).expect("a call")..];
@@ -578,6 +576,8 @@ fn turn(text: &str) -> Turn {
         .split_once("case when pg_catalog.pg_try_advisory_xact_lock_shared(")
         .expect("it makes sure");
     let several = search.contains("<<search>>");
+    let is_left_first = |text: &str| text.contains("'pglock.word', 'busy'");
+    assert_eq!(is_left_first(late), several, "{text}");
     let (keys, shared) = if several {
         let count: i32 = between(search, "for place in 1..", " ")
             .parse()
@@ -618,6 +618,12 @@ fn turn(text: &str) -> Turn {
     };
     let [place, seen] = [unlock(), unlock()].map(|unlock| unlock.expect("a place"));
     assert_eq!([place.1, seen.1], [false, true], "{text}");
+    let left_first = several.then(|| {
+        (
+            call_key(search, "perform pg_catalog.pg_advisory_unlock"),
+            false,
+        )
+    });
     Turn {
         pid: between(begin, "pg_backend_pid(), ", ")")
             .parse()
@@ -626,6 +632,7 @@ fn turn(text: &str) -> Turn {
         keys,
         shared,
         leave: unlock(),
+        left_first,
         place: place.0,
         seen: seen.0,
         settle: seconds(take, "then pg_catalog.pg_sleep("),
