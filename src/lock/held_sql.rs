@@ -32,8 +32,8 @@ pub struct Retaken {
     pub verdict: Verdict,
 }
 
-/// How long at most the sign is there by which a lock is given up for which somebody waits, in milliseconds. Shorter than the
-/// time for which one makes sure of a lock that came without.
+/// How long at most the server waits for the sign to be seen by which a lock is given up for which somebody waits, in
+/// milliseconds.
 const LINGER: u32 = 10;
 /// How often it is looked at once whether the sign is seen. Who waits may be about to wake up on the very processor that this
 /// keeps busy.
@@ -125,10 +125,13 @@ impl Lock {
             self.suffix(),
             self.key
         );
-        // As a newcomer does: another may have it by the sign.
-        let taken = format!(
-            "{taken} and (pg_catalog.pg_try_advisory_xact_lock_shared({}) or pg_catalog.pg_sleep({SETTLE})::text is not null)",
+        // As a newcomer does: another may have it by the sign. Who does not get it closes the session.
+        let no_sign = format!(
+            "pg_catalog.pg_try_advisory_xact_lock_shared({})",
             self.key.release(true)
+        );
+        let taken = format!(
+            "{taken} and case when {no_sign} then true when pg_catalog.pg_sleep({SETTLE})::text is null then false else {no_sign} end"
         );
         let taken = match self.count {
             Some(count) => format!(

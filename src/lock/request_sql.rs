@@ -145,7 +145,7 @@ impl LockRequest {
         } else {
             String::new()
         };
-        let settled = self.settled(dialect, "1", settles)?;
+        let settled = self.settled(dialect, scope, "1", settles)?;
         let held = self.held(dialect, "1", scope)?;
         Ok(format!(
             "when not ({writers}{call} and {settled}) then 'busy' else {held}"
@@ -154,15 +154,30 @@ impl LockRequest {
 
     /// The condition that it was made sure of that the lock counts which was just taken, in this slot. Whoever is not to settle in
     /// any case does where the sign is there that a holder has just given the lock up: somebody else may have it by that sign if
-    /// this session is ended.
-    fn settled(&self, dialect: &dyn Dialect, slot: &str, settles: bool) -> Result<String, Error> {
-        let settled = format!("pg_catalog.pg_sleep({SETTLE})::text is not null");
-        if settles {
-            return Ok(settled);
-        }
+    /// this session is ended. Where it is there still, since that holder is slow, the lock is given back.
+    fn settled(
+        &self,
+        dialect: &dyn Dialect,
+        scope: LockScope,
+        slot: &str,
+        settles: bool,
+    ) -> Result<String, Error> {
         let sign = self.release_sql(dialect, slot, true)?;
+        let no_sign = format!("pg_catalog.pg_try_advisory_xact_lock_shared({sign})");
+        let at_once = match settles {
+            true => String::new(),
+            false => format!("when {no_sign} then true "),
+        };
+        let give_back = match scope {
+            LockScope::Session => {
+                let suffix = if self.shared { "_shared" } else { "" };
+                let unlock = format!("pg_catalog.pg_advisory_unlock{suffix}");
+                format!("{} is null", self.call(dialect, &unlock, slot)?)
+            }
+            LockScope::Transaction => "false".to_owned(),
+        };
         Ok(format!(
-            "(pg_catalog.pg_try_advisory_xact_lock_shared({sign}) or {settled})"
+            "case {at_once}when pg_catalog.pg_sleep({SETTLE})::text is null then false when {no_sign} then true else {give_back} end"
         ))
     }
 
@@ -183,7 +198,7 @@ impl LockRequest {
         };
         let slots = self.slots;
         let call = self.call(dialect, &self.function("try_advisory", scope), "slot")?;
-        let settled = self.settled(dialect, "slot", settles)?;
+        let settled = self.settled(dialect, scope, "slot", settles)?;
         let slot = format!(
             "(select slot from pg_catalog.generate_series(1, {slots}) slot where {nobody_queues} and {call} limit 1) s \
              where {settled}"

@@ -837,6 +837,10 @@ impl Server {
                     if let Some(time) = self.time_to_settle(pid, *key, *settle) {
                         return self.wait(pid, Wait::Until(now + time), Step::Settling);
                     }
+                } else if let Some(settle) = settle
+                    && !self.is_settled(pid, *key, *shared, *settle, now)
+                {
+                    return Some(row([text("busy")]));
                 }
                 (Some(*key), *token)
             }
@@ -863,6 +867,10 @@ impl Server {
                     {
                         return self.wait(pid, Wait::Until(now + time), Step::Settling);
                     }
+                } else if let (Some(slot), Some(settle)) = (self.backend(pid).taken, settle)
+                    && !self.is_settled(pid, slot, false, *settle, now)
+                {
+                    return Some(row([text("busy")]));
                 }
                 (self.backend(pid).taken, *token)
             }
@@ -879,9 +887,22 @@ impl Server {
         })
     }
 
+    /// Whether the sign is gone that this lock was given up, once one has made sure of it who has just taken it. Else it is given
+    /// back, if that is wanted.
+    fn is_settled(&mut self, pid: i32, key: Key, shared: bool, settle: Settle, now: Time) -> bool {
+        let is_settled = self
+            .locks
+            .try_lock(pid, key.release(true), true, Level::Transaction);
+        if !is_settled && settle.gives_back {
+            let granted = self.locks.unlock(pid, key, shared);
+            self.granted(granted.expect("it was held"), now);
+        }
+        is_settled
+    }
+
     /// For how long one who has just taken this lock makes sure of it.
     fn time_to_settle(&mut self, pid: i32, key: Key, settle: Option<Settle>) -> Option<Time> {
-        let Settle { time, by_sign } = settle?;
+        let Settle { time, by_sign, .. } = settle?;
         let level = Level::Transaction;
         let no_sign = by_sign && self.locks.try_lock(pid, key.release(true), true, level);
         (!no_sign).then_some(micros(time))

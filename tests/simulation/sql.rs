@@ -136,6 +136,8 @@ pub struct Settle {
     pub time: Duration,
     /// Whether only where there is a sign that somebody has given it up.
     pub by_sign: bool,
+    /// Whether it is given back by itself where the sign is there still.
+    pub gives_back: bool,
 }
 
 /// How a lock is given up.
@@ -299,7 +301,10 @@ fn statement(text: &str) -> Statement {
             let time = Duration::from_millis(time.parse().expect("a number"));
             Statement::Linger(sign, time)
         }
-        _ if text.starts_with("select case ") && text.contains("pg_advisory_unlock(") => {
+        _ if text.starts_with("select case ")
+            && text.contains("pg_advisory_unlock(")
+            && !text.contains("'standby'") =>
+        {
             Statement::LookAtSign(look_at_sign(text))
         }
         _ if text.starts_with("set local lock_timeout to ") => {
@@ -376,19 +381,13 @@ fn attempt(text: &str) -> Attempt {
         (time, text.contains("least("))
     });
     // The sign is looked at in the transaction, whatever the lock is bound to.
-    let by_sign = text.split_once(" or pg_catalog.pg_sleep(");
-    let unsigned = by_sign.map(|(before, after)| {
-        let function = "(pg_catalog.pg_try_advisory_xact_lock_shared(";
-        let start = before.rfind(function).expect("a sign");
-        format!("{} pg_sleep({after}", &before[..start])
-    });
-    let text = unsigned.as_deref().unwrap_or(text);
+    let (settle, text) = match settled(text) {
+        Some((settle, text)) => (Some(settle), text),
+        None => (None, text.to_owned()),
+    };
+    let text = text.as_str();
     let token = text.contains("txid_current()");
     let local = text.contains("_xact_lock");
-    let settle = text.contains("pg_sleep(").then(|| Settle {
-        time: seconds(text, "pg_sleep("),
-        by_sign: by_sign.is_some(),
-    });
     let take = if text.contains("generate_series(1, ") {
         let count: i32 = between(text, "generate_series(1, ", ")")
             .parse()
@@ -465,6 +464,36 @@ fn attempt(text: &str) -> Attempt {
             .then(|| settings(text)),
         take,
     }
+}
+
+/// How long a lock that was just taken is held before it counts, and the rest of the text.
+fn settled(text: &str) -> Option<(Settle, String)> {
+    let sign = "pg_catalog.pg_try_advisory_xact_lock_shared(";
+    let (before, after) = text.split_once("when pg_catalog.pg_sleep(")?;
+    let start = before.rfind("case ").expect("a choice");
+    let at_once = &before[start..];
+    let by_sign = at_once != "case ";
+    assert!(
+        !by_sign || at_once.contains(&format!("when {sign}")),
+        "{text}"
+    );
+    let (time, again) = after
+        .split_once(")::text is null then false ")
+        .expect("a time");
+    assert!(again.contains(sign), "{text}");
+    let ends = [
+        ("else false end", false),
+        (" is null end", true),
+        (") end", false),
+    ];
+    let ends = ends.map(|(end, gives_back)| Some((again.find(end)? + end.len(), gives_back)));
+    let end = ends.into_iter().flatten().min().expect("an end");
+    let settle = Settle {
+        time: Duration::from_secs_f64(time.parse().expect("a number")),
+        by_sign,
+        gives_back: end.1,
+    };
+    Some((settle, [&text[..start], "true", &again[end.0..]].concat()))
 }
 
 fn release(text: &str) -> Release {
