@@ -454,3 +454,26 @@ fn a_sign_that_the_lock_is_given_up_is_good_for_one() {
     waiter.wait().assert_status(0);
     assert!(marker.exists());
 }
+
+#[test]
+fn who_takes_a_lock_whose_sign_stays_does_not_count_on_it() {
+    let server = Server::new();
+    let mut session = server.session();
+    for flags in [&[][..], &["--shared"], &["--slots", "2"]] {
+        let marker = Marker::new();
+        // As one has it whose host is slow, and that has not heard yet that the lock is free.
+        session.exec("select pg_advisory_lock(1, -1001), pg_advisory_lock(1, -1002)");
+        let newcomer = || {
+            Pglock::on(&server)
+                .flags(["--conflict-exit-code", "75"])
+                .flags(flags)
+                .command(marker.command())
+                .run()
+        };
+        newcomer().assert_status(75);
+        assert!(!marker.exists(), "{flags:?}");
+        session.exec("select pg_advisory_unlock_all()");
+        newcomer().assert_status(0);
+        assert!(marker.exists(), "{flags:?}");
+    }
+}
