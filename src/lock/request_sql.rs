@@ -368,7 +368,8 @@ impl LockRequest {
     }
 
     /// The same for any of several slots. Who is first in the queue looks often at first, for slots may come free one after the
-    /// other, and then less often; once it has one the next looks, while this one makes sure. `pg_sleep` sleeps whole milliseconds until the time is over, so two where it is asked for one.
+    /// other, and then less often; once it has one the next looks, while this one makes sure. `pg_sleep` sleeps whole milliseconds
+    /// until the time is over, so two where it is asked for one.
     fn wait_slots(
         &self,
         dialect: &dyn Dialect,
