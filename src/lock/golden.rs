@@ -261,6 +261,7 @@ fn show_locks(shown: &mut Shown) {
             shown.add(about("lift"), &lock.lift_query(&made));
             shown.add(about("release"), &lock.release_query());
             if scope == LockScope::Session {
+                shown.add(about("look at the sign"), &lock.look_query());
                 shown.add(about("linger"), &lock.linger_query());
             }
         }

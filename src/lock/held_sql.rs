@@ -208,7 +208,7 @@ impl Lock {
     /// Who comes to share it meanwhile sees the sign.
     ///
     /// The sign is looked at once, by when whoever waits has as a rule seen it. Where somebody waits who has not the sign is
-    /// there still, [to linger with](Self::linger_query). What comes after the unlock may fail: the lock was given up all the same.
+    /// there still, to be [looked at again](Self::look_query), and then [lingered with](Self::linger_query). What comes after the unlock may fail: the lock was given up all the same.
     pub fn release_query(self) -> Query<GivenUp> {
         let key = self.key;
         let mut statements = Statements::new();
@@ -282,24 +282,33 @@ impl Lock {
         }
     }
 
-    /// Waits until the sign is seen by which the lock was given up, and withdraws it. Looks once, then in a statement that takes
-    /// longer to plan some times more, and then each millisecond: `pg_sleep` makes one of what is less, and two of one.
+    /// Looks once more at the sign by which the lock was given up; whether it is still to be seen. Whoever was to see it has had the
+    /// time in which the client was told.
+    pub fn look_query(self) -> Query<bool> {
+        let sign = self.key.release(true);
+        let mut statements = Statements::new();
+        let looked = statements.add(format!(
+            "select case when {} then {} is null else true end",
+            is_seen(sign),
+            withdraw(sign)
+        ));
+        statements.query(move |answer| Ok(answer.field(looked, 0) == Some("t")))
+    }
+
+    /// Waits until that sign is seen, and withdraws it. Looks some times at once, and then each millisecond: `pg_sleep` makes one of
+    /// what is less, and two of one.
     pub fn linger_query(self) -> Query<()> {
         let sign = self.key.release(true);
-        let (seen, withdraw) = (is_seen(sign), withdraw(sign));
         let milliseconds = match self.count {
             Some(_) => LINGER + SLOT_PAUSE,
             None => LINGER,
         };
         let mut statements = Statements::new();
         statements.add(format!(
-            "select pg_catalog.set_config('pglock.sign', case when {seen} then pg_catalog.left({withdraw}::text, 0) else 'yes' end, \
-             true)"
-        ));
-        statements.add(format!(
-            "select case pg_catalog.current_setting('pglock.sign') when 'yes' then exists (select from \
-             pg_catalog.generate_series(1, {AT_ONCE} + {milliseconds}) look where case when {seen} then true \
-             when look > {AT_ONCE} then pg_catalog.pg_sleep(0.0001) is null else false end) is not null and {withdraw} end"
+            "select exists (select from pg_catalog.generate_series(1, {AT_ONCE} + {milliseconds}) look where case when {} then true \
+             when look > {AT_ONCE} then pg_catalog.pg_sleep(0.0001) is null else false end) is not null and {}",
+            is_seen(sign),
+            withdraw(sign)
         ));
         statements.query(|_| Ok(()))
     }

@@ -21,7 +21,11 @@ pub fn release(
     match outcomes.map(|outcomes| query.read(&outcomes)) {
         Some(Ok(GivenUp::Unseen)) => {
             // It is free, whatever comes of this.
-            wait::query_at_exit(session, lock.linger_query().sql(), signals);
+            let look = lock.look_query();
+            let outcomes = wait::query_at_exit(session, look.sql(), signals);
+            if outcomes.is_some_and(|outcomes| look.read(&outcomes) == Ok(true)) {
+                wait::query_at_exit(session, lock.linger_query().sql(), signals);
+            }
             true
         }
         Some(Ok(GivenUp::Seen)) => true,

@@ -130,7 +130,9 @@ enum ReleaseStep {
     /// What was asked before is answered first.
     Drain,
     Asked,
-    /// Somebody waits who is still to see the sign.
+    /// Somebody waits who is still to see the sign: it is looked at again.
+    Looking,
+    /// It is waited for that it is seen.
     Lingering,
 }
 

@@ -649,14 +649,6 @@ impl Server {
             Statement::Word => row([Some(self.backend(pid).word.clone())]),
             Statement::Release(release) => self.give_up(pid, release, now),
             Statement::LookAtSign(look) => return self.look_at_sign(pid, look, now),
-            Statement::NoteSign(sign) => {
-                let is_seen = self.locks.is_waited_for_alone(sign);
-                self.backend(pid).has_signed = !is_seen;
-                if is_seen {
-                    self.withdraw(pid, sign, now);
-                }
-                row([text("yes")])
-            }
             Statement::Linger(sign, time) => {
                 self.linger(pid, sign, micros(time), now)?;
                 row([None])
@@ -975,8 +967,7 @@ impl Server {
     fn linger(&mut self, pid: i32, sign: Key, time: Time, now: Time) -> Option<()> {
         let until = match self.step(pid) {
             Step::Lingering(until) => until,
-            _ if self.backend(pid).has_signed => now + time,
-            _ => return Some(()),
+            _ => now + time,
         };
         if self.locks.is_waited_for_alone(sign) || until <= now {
             self.withdraw(pid, sign, now);

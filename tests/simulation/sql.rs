@@ -40,9 +40,7 @@ pub enum Statement {
     Release(Release),
     /// Looks whether the sign is seen, and withdraws it if it is not needed any more.
     LookAtSign(LookAtSign),
-    /// Notes whether this sign is still to be seen, and else withdraws it.
-    NoteSign(Key),
-    /// Waits for so long until this sign is seen, if it is still to be, and withdraws it.
+    /// Waits for so long until this sign is seen, and withdraws it.
     Linger(Key, Duration),
     /// Shows what the session holds.
     Proof,
@@ -289,11 +287,7 @@ fn statement(text: &str) -> Statement {
         {
             Statement::Release(release(text))
         }
-        _ if text.starts_with("select pg_catalog.set_config('pglock.sign', case when not (pg_") => {
-            Statement::NoteSign(call_key(text, "pg_try_advisory_lock_shared"))
-        }
         _ if text.contains(" look where case") => {
-            assert!(text.contains("case pg_catalog.current_setting('pglock.sign') when 'yes'"));
             let sign = call_key(text, "pg_try_advisory_lock_shared");
             let (_, time) = between(text, "generate_series(1, ", ")")
                 .split_once(" + ")

@@ -1,5 +1,7 @@
 //! pglock gives the lock up and ends, as `supervise/end.rs` and `lock/release.rs` have it.
 
+use std::ffi::CString;
+
 use super::*;
 
 impl World {
@@ -45,8 +47,8 @@ impl World {
         self.turn_at(client, self.now + EXIT_PATIENCE);
     }
 
-    /// Has the server wait for the sign to be seen.
-    fn ask_to_linger(&mut self, client: usize) {
+    /// Has the server look at the sign, or wait for it to be seen.
+    fn ask_of_sign(&mut self, client: usize, step: ReleaseStep, sql: CString) {
         let now = self.now;
         let Some(connection) = self.clients[client].connection else {
             return self.released(client);
@@ -54,8 +56,7 @@ impl World {
         let Life::Releasing(releasing) = &mut self.clients[client].life else {
             return;
         };
-        let sql = releasing.lock.linger_query().sql().to_owned();
-        releasing.step = ReleaseStep::Lingering;
+        releasing.step = step;
         releasing.until = now + EXIT_PATIENCE;
         let program = self.wordings.read(sql.to_bytes());
         self.send_to_server(connection, ToServer::Query(program));
@@ -77,8 +78,24 @@ impl World {
                 (ReleaseStep::Asked, ToClient::Answer(outcomes)) => {
                     let given_up = releasing.lock.release_query().read(&outcomes);
                     return match given_up {
-                        Ok(GivenUp::Unseen) => self.ask_to_linger(client),
+                        Ok(GivenUp::Unseen) => {
+                            let query = releasing.lock.look_query();
+                            self.ask_of_sign(client, ReleaseStep::Looking, query.sql().to_owned());
+                        }
                         Ok(GivenUp::Seen | GivenUp::NotHeld) | Err(_) => self.released(client),
+                    };
+                }
+                (ReleaseStep::Looking, ToClient::Answer(outcomes)) => {
+                    return match releasing.lock.look_query().read(&outcomes) {
+                        Ok(true) => {
+                            let query = releasing.lock.linger_query();
+                            self.ask_of_sign(
+                                client,
+                                ReleaseStep::Lingering,
+                                query.sql().to_owned(),
+                            );
+                        }
+                        Ok(false) | Err(_) => self.released(client),
                     };
                 }
                 (ReleaseStep::Lingering, ToClient::Answer(_)) => return self.released(client),
