@@ -1168,7 +1168,7 @@ impl Backend {
 /// How long after it has got a lock a session runs: as a rule at once, now and then later than another takes for its next statement,
 /// or waits for it at all.
 fn lag(pid: i32, now: Time) -> Time {
-    match (now / 16 ^ now / 1024 ^ pid as Time) % 16 {
+    match ((now / 16) ^ (now / 1024) ^ pid as Time) % 16 {
         0 => MILLISECOND / 2,
         1 => 25 * MILLISECOND,
         _ => 0,
