@@ -46,17 +46,21 @@ pub struct Row<'a> {
     pub shared: bool,
     /// The number of its database.
     pub database: &'a str,
-    /// The number of its backend.
-    pub pid: &'a str,
-    /// Whether that is the own one.
+    /// Whether it is of the own backend.
     pub own: bool,
+    /// Whether its backend counts as many slots as are wanted; known of rows of the lock itself.
+    pub counts_alike: bool,
 }
 
 impl LockRequest {
     /// The key that tells how many slots are counted.
     pub fn count_key(&self) -> Key {
-        let (class, object) = self.count_hash();
-        Key::Two(class, (object | self.slots) as i32)
+        Key::Two(self.count_class(), self.count_object())
+    }
+
+    /// The second number of that key.
+    pub fn count_object(&self) -> i32 {
+        (self.count_hash().1 | self.slots) as i32
     }
 
     /// The first number of all such keys of this lock.
@@ -93,29 +97,27 @@ impl LockRequest {
         ((hash >> 32) as i32, FIRST | middle << COUNT_BITS)
     }
 
-    /// What these rows tell. They are those of the own backend, those with [`count_class`](Self::count_class) and, where there are
-    /// slots, those of the lock itself; `is_here` tells that those of others are of the own database. A newcomer who is turned
-    /// away is in them for a moment, too: so what differs is to be looked at again.
+    /// What these rows tell. They are those of the own backend, those with [`count_class`](Self::count_class) that tell another
+    /// count and, where there are slots, those of the lock itself; `is_here` tells that those of others are of the own database. A
+    /// newcomer who is turned away is in them for a moment, too: so what differs is to be looked at again.
     pub fn compare(&self, rows: &[Row], lock: Option<Key>, is_here: bool) -> Count {
         let database = rows.iter().find(|row| row.own).map(|row| row.database);
         let here = |row: &&Row| is_here || database.is_none_or(|database| database == row.database);
-        let counted: Vec<(u32, &str)> = rows
+        let differing = rows
             .iter()
             .filter(|row| row.shared)
             .filter(here)
-            .filter_map(|row| Some((self.counted(row.key)?, row.pid)))
-            .collect();
+            .filter_map(|row| self.counted(row.key))
+            .find(|count| *count != self.slots);
         let uncounted = rows
             .iter()
             .filter(here)
-            .filter(|row| Some(row.key) == lock && !row.own)
-            .find(|row| counted.iter().all(|(_, pid)| *pid != row.pid));
-        let differing = counted.iter().find(|(count, _)| *count != self.slots);
+            .any(|row| Some(row.key) == lock && !row.own && !row.counts_alike);
         match (differing, uncounted) {
-            (None, None) => Count::Alike,
+            (None, false) => Count::Alike,
             _ if database.is_none() && !is_here => Count::Doubtful,
-            (Some((count, _)), _) => Count::Differs(*count),
-            (None, Some(_)) => Count::Differs(1),
+            (Some(count), _) => Count::Differs(count),
+            (None, true) => Count::Differs(1),
         }
     }
 }
@@ -136,13 +138,13 @@ mod tests {
         }
     }
 
-    fn row<'a>(key: Key, shared: bool, pid: &'a str, database: &'a str) -> Row<'a> {
+    fn row<'a>(key: Key, shared: bool, pid: &str, database: &'a str) -> Row<'a> {
         Row {
             key,
             shared,
             database,
-            pid,
             own: pid == "me",
+            counts_alike: pid == "alike",
         }
     }
 
@@ -172,17 +174,13 @@ mod tests {
         let mine = || row(three, true, "me", "1");
         let of = |slots: u32, rows: &[Row]| request("a", slots).compare(rows, Some(lock), false);
         assert_eq!(of(3, &[mine()]), Count::Alike);
-        assert_eq!(of(3, &[mine(), row(three, true, "x", "1")]), Count::Alike);
         let other = |database| [mine(), row(five, true, "x", database)];
         assert_eq!(of(3, &other("1")), Count::Differs(5));
         assert_eq!(of(3, &other("2")), Count::Alike, "another database");
         // Who holds the lock and counts alike, and who counts nothing.
-        let holder = || row(lock, false, "x", "1");
-        assert_eq!(
-            of(3, &[mine(), holder(), row(three, true, "x", "1")]),
-            Count::Alike
-        );
-        assert_eq!(of(3, &[mine(), holder()]), Count::Differs(1));
+        let holder = |pid| row(lock, false, pid, "1");
+        assert_eq!(of(3, &[mine(), holder("alike")]), Count::Alike);
+        assert_eq!(of(3, &[mine(), holder("x")]), Count::Differs(1));
         assert_eq!(
             of(3, &[mine(), row(lock, true, "x", "1")]),
             Count::Differs(1)

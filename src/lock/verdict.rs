@@ -45,21 +45,32 @@ const UNEXPECTED: &str = "the server gave an unexpected answer to the lock call"
 const PROOF: &str = "select locktype, classid, objid, objsubid, mode from pg_catalog.pg_lock_status() \
      where not pg_catalog.int4ne(pid, pg_catalog.pg_backend_pid())";
 
-/// The same, and what tells how others count the slots of this lock: as far as the rows of the own session tell which is the own
-/// database, or, `exact`ly, where the server is to look which is, to which that is expensive.
+/// The same, and what tells that others count the slots of this lock otherwise: as far as the rows of the own session tell which is
+/// the own database, or, `exact`ly, where the server is to look which is, to which that is expensive. Of those who count alike, who
+/// may be many, there is none.
 pub fn counted_proof(
     dialect: &dyn Dialect,
     request: &LockRequest,
     exact: bool,
 ) -> Result<String, Error> {
     let own = "not pg_catalog.int4ne(pid, pg_catalog.pg_backend_pid())";
-    let class = request.count_class();
-    let counts = format!("not pg_catalog.int4ne(classid::int, {class})");
-    let (column, others) = match request.slots {
-        1 => (String::new(), counts),
+    let (class, object) = (request.count_class(), request.count_object());
+    let differs = format!(
+        "not pg_catalog.int4ne(classid::int, {class}) and pg_catalog.int4ne(objid::int, {object})"
+    );
+    let (columns, others) = match request.slots {
+        1 => (String::new(), differs),
         _ => {
             let first = request.is_first_slot(dialect)?;
-            (format!(", {first}"), format!("{counts} or {first}"))
+            let alike = format!(
+                "exists (select from pg_catalog.pg_lock_status() other where not pg_catalog.int4ne(other.pid, locks.pid) \
+                 and not pg_catalog.int4ne(other.classid::int, {class}) \
+                 and not pg_catalog.int4ne(other.objid::int, {object}))"
+            );
+            (
+                format!(", {first}, case when {first} then {alike} end"),
+                format!("{differs} or {first}"),
+            )
         }
     };
     let wanted = match exact {
@@ -67,8 +78,8 @@ pub fn counted_proof(
         false => format!("{own} or {others}"),
     };
     Ok(format!(
-        "select locktype, classid, objid, objsubid, mode, {own}, database, pid{column} \
-         from pg_catalog.pg_lock_status() where {wanted}"
+        "select locktype, classid, objid, objsubid, mode, {own}, database{columns} \
+         from pg_catalog.pg_lock_status() locks where {wanted}"
     ))
 }
 
@@ -246,11 +257,14 @@ fn count(rows: &[Vec<Option<String>>], request: &LockRequest, is_exact: bool) ->
     let mut lock = None;
     let read = rows.iter().filter_map(|row| {
         let key = Key::of_row(row)?;
-        let [_, _, _, _, mode, own, database, pid, rest @ ..] = &row[..] else {
+        let [_, _, _, _, mode, own, database, rest @ ..] = &row[..] else {
             return None;
         };
-        if let (Key::One(_), [Some(is_lock)]) = (key, rest)
-            && is_lock == "t"
+        let is_true = |field: Option<&Option<String>>| {
+            field.is_some_and(|field| field.as_deref() == Some("t"))
+        };
+        if let Key::One(_) = key
+            && is_true(rest.first())
         {
             lock = Some(key);
         }
@@ -258,8 +272,8 @@ fn count(rows: &[Vec<Option<String>>], request: &LockRequest, is_exact: bool) ->
             key,
             shared: mode.as_deref() == Some("ShareLock"),
             database: database.as_deref()?,
-            pid: pid.as_deref()?,
             own: own.as_deref() == Some("t"),
+            counts_alike: is_true(rest.get(1)),
         })
     });
     let rows: Vec<Row> = read.collect();

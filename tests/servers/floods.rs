@@ -264,7 +264,7 @@ fn a_server_that_does_not_wait_is_not_asked_without_a_pause() {
         let (class, object) = key.split_once(',').expect("two numbers");
         let class = class.parse::<i32>().expect("a number") as u32;
         let (class, object) = (class.to_string(), object.trim());
-        let proof = row(&["advisory", &class, object, "2", "ShareLock", "t", "5", "1"]);
+        let proof = row(&["advisory", &class, object, "2", "ShareLock", "t", "5"]);
         [row(&["busy"]), proof, ready()].concat()
     };
     let output = Pglock::at(answering(busy, never))

@@ -673,25 +673,7 @@ impl Server {
                     })
                     .collect(),
             },
-            Statement::CountedProof { class, lock } => Outcome::Done {
-                rows: self
-                    .locks
-                    .all()
-                    .filter(|(owner, key, _)| {
-                        let counts = matches!(key, Key::Two(first, _) if *first == class);
-                        *owner == pid || counts || Some(*key) == lock
-                    })
-                    .map(|(owner, key, shared)| {
-                        let mode = if shared { "ShareLock" } else { "ExclusiveLock" };
-                        let is_lock = lock.map(|lock| Some(truth(key == lock)));
-                        let more = [mode, &truth(owner == pid), "5", &owner.to_string()];
-                        let mut row = key.row().to_vec();
-                        row.extend(more.map(text));
-                        row.extend(is_lock);
-                        row
-                    })
-                    .collect(),
-            },
+            Statement::CountedProof { alike, lock } => self.proof(pid, alike, lock),
             Statement::Left {
                 whole,
                 held,
@@ -753,6 +735,31 @@ impl Server {
             Statement::Token => row([Some(self.token())]),
             Statement::Holders => nothing(),
         })
+    }
+
+    /// What a session has, and what tells that others count otherwise.
+    fn proof(&self, pid: i32, alike: Key, lock: Option<Key>) -> Outcome {
+        let Key::Two(class, _) = alike else {
+            panic!("{alike} tells no count")
+        };
+        let is_wanted = |(owner, key, _): &(i32, Key, bool)| {
+            let differs = matches!(key, Key::Two(first, _) if *first == class) && *key != alike;
+            *owner == pid || differs || Some(*key) == lock
+        };
+        let row = |(owner, key, shared): (i32, Key, bool)| {
+            let mode = if shared { "ShareLock" } else { "ExclusiveLock" };
+            let mut row = key.row().to_vec();
+            row.extend([mode, &truth(owner == pid), "5"].map(text));
+            if let Some(lock) = lock {
+                let is_lock = key == lock;
+                row.push(Some(truth(is_lock)));
+                row.push(is_lock.then(|| truth(self.locks.holds(owner, alike, true))));
+            }
+            row
+        };
+        Outcome::Done {
+            rows: self.locks.all().filter(is_wanted).map(row).collect(),
+        }
     }
 
     fn backend(&mut self, pid: i32) -> &mut Backend {

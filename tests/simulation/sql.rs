@@ -44,9 +44,10 @@ pub enum Statement {
     Linger(Key, Duration),
     /// Shows what the session holds.
     Proof,
-    /// The same, and what others have that has this first number, or is this key.
+    /// The same, and what others have that has the first number of this key and is another, or is the other key; of the latter
+    /// whether its holder has this one.
     CountedProof {
-        class: i32,
+        alike: Key,
         lock: Option<Key>,
     },
     /// How much is left of this many seconds after the server lost its sessions, and whether the lock is held; `shared` where
@@ -262,14 +263,17 @@ fn statement(text: &str) -> Statement {
             Statement::Proof
         }
         _ if text.starts_with("select locktype, classid, objid, objsubid, mode, not") => {
-            let (_, condition) = text.split_once(" where ").expect("a condition");
-            let mut classes = condition.split("int4ne(classid::int, ").skip(1);
-            let mut class = || Some(between(classes.next()?, "", ")").parse().expect("a number"));
+            let (columns, condition) = text.rsplit_once(" where ").expect("a condition");
+            let number = |text, before| between(text, before, ")").parse().expect("a number");
+            let (class, object) = ("int4ne(classid::int, ", "int4ne(objid::int, ");
+            let (_, first) = condition.split_once(class).expect("a class");
+            let first = first.split_once(class).map(|(_, first)| first);
+            assert_eq!(first.is_some(), columns.contains("exists ("), "{text}");
             Statement::CountedProof {
-                class: class().expect("a class"),
-                lock: class().map(|class: i32| {
-                    let object = between(condition, "int4ne(objid::int, ", ")");
-                    let object: i32 = object.parse().expect("a number");
+                alike: Key::Two(number(condition, class), number(condition, object)),
+                lock: first.map(|first| {
+                    let class: i32 = between(first, "", ")").parse().expect("a number");
+                    let object: i32 = number(first, object);
                     Key::One(i64::from(class) << 32 | i64::from(object as u32))
                 }),
             }
