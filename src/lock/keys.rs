@@ -393,17 +393,22 @@ impl LockRequest {
     /// name or number. A pair has no slots, and so needs it only for its companions: it counts as the number of the same bits,
     /// in a slot below the first.
     fn hash(&self, dialect: &dyn Dialect, slot: &str) -> Result<String, Error> {
+        // An operator is one thing more that the server would look up.
+        let seed = |first: i32| match slot.parse::<i32>() {
+            Ok(slot) => (slot - first).to_string(),
+            Err(_) => format!("{slot} - {first}"),
+        };
         Ok(match &self.name {
             Name::Key(Key::One(key)) => {
-                format!("pg_catalog.hashint8extended('{key}', {slot} - 1)")
+                format!("pg_catalog.hashint8extended('{key}', {})", seed(1))
             }
             Name::Key(Key::Two(first, second)) => {
                 let key = i64::from(*first) << 32 | i64::from(*second as u32);
-                format!("pg_catalog.hashint8extended('{key}', {slot} - 2)")
+                format!("pg_catalog.hashint8extended('{key}', {})", seed(2))
             }
             Name::Text(text) => {
                 let text = literal(dialect, text)?;
-                format!("pg_catalog.hashtextextended({text}, {slot} - 1)")
+                format!("pg_catalog.hashtextextended({text}, {})", seed(1))
             }
         })
     }
