@@ -8,7 +8,7 @@ use super::held_sql::Lock;
 use super::keys::{CompanionKey, Key, Name, OWN_DATABASE, PLACES, PLACES_PER_TRY};
 use super::query::{CONFIRMED, Query, Statements};
 use super::restart::RestartCheck;
-use super::verdict::{self, Verdict, VerdictPlace, counted_proof};
+use super::verdict::{self, TurnPlace, Verdict, VerdictPlace, counted_proof};
 use crate::pq::Error;
 use crate::server::dialect::Dialect;
 use crate::server::session_settings::{LockScope, SessionSettings};
@@ -302,15 +302,15 @@ impl LockRequest {
         let mut statements = Statements::new();
         statements.add(format!("set local lock_timeout to {turn}"));
         statements.add(format!("set local pglock.word to '{begun}'"));
+        statements.add("set local pglock.place to ''");
         statements.add(format!("do {block}"));
-        let word = statements.add("show pglock.word");
+        let place = TurnPlace::ask(&mut statements);
         let request = self.clone();
-        Ok(statements.query(move |answer| {
-            verdict::read_word(answer.field(word, 0), |key| request.comes_to(key))
-        }))
+        Ok(statements.query(move |answer| place.read(answer, |key| request.comes_to(key))))
     }
 
-    /// The expressions that make sure of a lock that has just come, and then keep it, note it and give up the place in the queue.
+    /// The expressions that make sure of a lock that has just come, and then keep it, note it, give up the place in the queue, and
+    /// note that.
     fn take(&self, dialect: &dyn Dialect, place: u32) -> Result<String, Error> {
         let slot = if self.slots == 1 { "1" } else { "slot" };
         let sign = self.release_sql(dialect, slot, !self.shared)?;
@@ -327,7 +327,8 @@ impl LockRequest {
         Ok(format!(
             "case when pg_catalog.pg_try_advisory_xact_lock_shared({sign}) then pg_catalog.pg_sleep({SETTLE}) \
              else {wait}({withdrawn}) end, {keep}, {held}, \
-             pg_catalog.pg_advisory_unlock({place}), pg_catalog.pg_advisory_unlock_shared({waiter})"
+             pg_catalog.set_config('pglock.place', pg_catalog.concat(pg_catalog.pg_advisory_unlock({place}), \
+             pg_catalog.pg_advisory_unlock_shared({waiter})), true)"
         ))
     }
 
@@ -344,26 +345,37 @@ impl LockRequest {
         let intent = self.companion(dialect, CompanionKey::WriterIntent)?;
         let suffix = if self.shared { "" } else { "_shared" };
         let leave = format!("pg_catalog.pg_advisory_unlock{suffix}({intent})");
-        let enter = format!(
-            "if not pg_catalog.pg_try_advisory_lock{suffix}({intent}) then \
-             begin perform pg_catalog.pg_advisory_lock{suffix}({intent}); exception when lock_not_available then return; end; \
-             perform pg_catalog.set_config('lock_timeout', greatest(1, '{turn}' - extract(epoch \
-             from pg_catalog.clock_timestamp() - pg_catalog.now()) * '1000')::int::text, true); \
-             end if; "
-        );
-        let begun = note("'first'");
-        let function = self.function("advisory", LockScope::Transaction);
-        let wait = self.call(dialect, &function, "1")?;
+        let wait_for_intent = |at_once: &str, then: &str| {
+            format!(
+                "if not ({at_once}) then \
+                 begin perform pg_catalog.pg_advisory_lock{suffix}({intent}){then}; \
+                 exception when lock_not_available then return; end; \
+                 perform pg_catalog.set_config('lock_timeout', greatest(1, '{turn}' - extract(epoch \
+                 from pg_catalog.clock_timestamp() - pg_catalog.now()) * '1000')::int::text, true); \
+                 end if; "
+            )
+        };
+        let at_once = format!("pg_catalog.pg_try_advisory_lock{suffix}({intent})");
+        let wait = self.call(
+            dialect,
+            &self.function("advisory", LockScope::Transaction),
+            "1",
+        )?;
         Ok(match self.shared {
             true => (
-                format!("{enter}perform {leave}, {begun}; "),
+                wait_for_intent(&format!("{at_once} and {leave}"), &format!(", {leave}")),
                 format!("perform {wait}, {take}; "),
             ),
-            false if first => (String::new(), format!("perform {wait}, {take}, {leave}; ")),
-            false => (
-                format!("{enter}perform {begun}; "),
-                format!("perform {wait}, {take}, {leave}; "),
-            ),
+            false => {
+                let enter = match first {
+                    true => String::new(),
+                    false => {
+                        let begun = note("'first'");
+                        wait_for_intent(&at_once, "") + &format!("perform {begun}; ")
+                    }
+                };
+                (enter, format!("perform {wait}, {take}, {leave}; "))
+            }
         })
     }
 

@@ -1,7 +1,7 @@
 //! How an attempt at a lock went: the statement that tells, and the one that proves it. The last but one of a query
-//! tells how it went, and the last brings what the lock table has of this session: the proof, looked at here. A turn in the queue
-//! has none: to look at a table with many who wait would keep the lock from the next. Before it waits each session is seen in
-//! the table, which so is known to have what the server grants.
+//! tells how it went, and the last brings what the lock table has of this session: the proof, looked at here. For a turn in the queue
+//! it is another: to look at a table with many who wait would keep the lock from the next. Before it waits each session is seen in
+//! the table, which so is known to have what the server grants, and what it gives up with the wait it had.
 
 use super::count::{Count, Row};
 use super::keys::{Key, OWN_DATABASE, PLACES};
@@ -193,11 +193,49 @@ impl VerdictPlace {
     }
 }
 
+/// Where the word on a turn is, and what bears it out: what became of the place that was left with the wait.
+#[derive(Clone, Copy)]
+pub struct TurnPlace {
+    word: Place,
+    left: Place,
+}
+
+impl TurnPlace {
+    /// Adds the statements that show them.
+    pub fn ask(statements: &mut Statements) -> Self {
+        Self {
+            word: statements.add("show pglock.word"),
+            left: statements.add("show pglock.place"),
+        }
+    }
+
+    /// What the answer means; `wanted` tells whether a key is the lock's.
+    pub fn read(
+        self,
+        answer: &Answer,
+        wanted: impl Fn(Key) -> bool,
+    ) -> Result<Verdict, &'static str> {
+        let verdict = read_word(answer.field(self.word, 0), wanted)?;
+        // The server says so of each of two locks that it had for this session.
+        match verdict {
+            Verdict::Held(..) if answer.field(self.left, 0) != Some("tt") => Err(
+                "the server says that it granted the lock, but did not let go of the place in its queue",
+            ),
+            Verdict::Held(..)
+            | Verdict::Busy
+            | Verdict::QueueHead
+            | Verdict::Place(_)
+            | Verdict::RecentlyRestarted
+            | Verdict::Pooled
+            | Verdict::Standby
+            | Verdict::Differs(_)
+            | Verdict::Doubtful => Ok(verdict),
+        }
+    }
+}
+
 /// What the word means that answers a turn in the queue, or an attempt at the lock; `wanted` tells whether a key is the lock's.
-pub fn read_word(
-    word: Option<&str>,
-    wanted: impl Fn(Key) -> bool,
-) -> Result<Verdict, &'static str> {
+fn read_word(word: Option<&str>, wanted: impl Fn(Key) -> bool) -> Result<Verdict, &'static str> {
     match word.unwrap_or_default() {
         "busy" => Ok(Verdict::Busy),
         "first" => Ok(Verdict::QueueHead),

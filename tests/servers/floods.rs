@@ -253,8 +253,9 @@ fn a_server_that_does_not_wait_is_not_asked_without_a_pause() {
             return [row(&["place 0"]), ready()].concat();
         }
         if sql.contains("show ") {
-            // Two settings and the block come before.
-            return [complete(), complete(), complete(), row(&["busy"]), ready()].concat();
+            // Three settings and the block come before.
+            let before = complete().repeat(4);
+            return [before, row(&["busy"]), row(&[""]), ready()].concat();
         }
         // That the server's locks are such is shown by the key that tells how many slots are counted.
         let (_, call) = sql

@@ -653,6 +653,10 @@ impl Server {
                 nothing()
             }
             Statement::Word => row([Some(self.backend(pid).word.clone())]),
+            Statement::PlaceLeft => match self.backend(pid).word.starts_with("held ") {
+                true => row([text("tt")]),
+                false => row([text("")]),
+            },
             Statement::Release(release) => self.give_up(pid, release, now),
             Statement::LookAtSign(look) => return self.look_at_sign(pid, look, now),
             Statement::Linger(sign, time) => {
@@ -1081,7 +1085,9 @@ impl Server {
                     self.set_step(pid, Step::Entered);
                 }
                 Step::Entered => {
-                    self.backend(pid).word = turn_word(true).to_owned();
+                    if turn.is_then_first {
+                        self.backend(pid).word = turn_word(true).to_owned();
+                    }
                     let mut keys = turn.keys.iter().copied();
                     let free = keys.find(|key| self.locks.try_lock(pid, *key, turn.shared, level));
                     if let Some(key) = free {

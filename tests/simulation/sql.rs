@@ -36,6 +36,8 @@ pub enum Statement {
     Turn(Turn),
     /// Tells what has become of it.
     Word,
+    /// Tells whether the place in the queue was left.
+    PlaceLeft,
     /// Gives a lock up with a sign.
     Release(Release),
     /// Looks whether the sign is seen, and withdraws it if it is not needed any more.
@@ -195,6 +197,8 @@ pub struct Turn {
     pub pid: i32,
     /// What is taken on the way in, whether in share, and whether it is given up at once.
     pub enter: Option<(Key, bool, bool)>,
+    /// Whether it is noted then that it has come as far as to wait for the lock.
+    pub is_then_first: bool,
     /// What is waited for: one, or the first free of several.
     pub keys: Vec<Key>,
     pub shared: bool,
@@ -312,7 +316,9 @@ fn statement(text: &str) -> Statement {
         "set local pglock.word to 'busy'" => Statement::Begun(false),
         "set local pglock.word to 'first'" => Statement::Begun(true),
         _ if text.starts_with("do ") => Statement::Turn(turn(&text.replace("''", "'"))),
+        "set local pglock.place to ''" => Statement::Nothing,
         "show pglock.word" => Statement::Word,
+        "show pglock.place" => Statement::PlaceLeft,
         _ if text.starts_with("select case when pg_catalog.pg_backend_pid() = ") => {
             let pid = between(text, "pg_backend_pid() = ", " ");
             Statement::Set(Some(pid.parse().expect("a number")), settings(text))
@@ -584,13 +590,16 @@ fn glance(text: &str) -> Glance {
 fn turn(text: &str) -> Turn {
     // What enters, and what waits and takes.
     let (begin, rest) = text.split_once("return; end if; ").expect("it begins");
-    let (enter, wait) = match rest.split_once("'pglock.word', 'first', true); ") {
-        Some((enter, wait)) => (enter, wait),
-        None => ("", rest),
-    };
-    let (wait, late) = wait
-        .strip_prefix("begin ")
-        .and_then(|wait| wait.split_once("exception when lock_not_available then "))
+    let wait = [
+        "begin perform pg_catalog.pg_advisory_xact_lock",
+        "begin <<search>>",
+    ]
+    .into_iter()
+    .find_map(|wait| rest.rfind(wait))
+    .expect("it waits");
+    let (enter, wait) = rest.split_at(wait);
+    let (wait, late) = wait["begin ".len()..]
+        .split_once("exception when lock_not_available then ")
         .expect("it waits");
     let entered = enter.contains("pg_advisory_lock").then(|| {
         let function = "perform pg_catalog.pg_advisory_lock";
@@ -656,6 +665,7 @@ fn turn(text: &str) -> Turn {
             .parse()
             .expect("a number"),
         enter: entered,
+        is_then_first: enter.contains("'pglock.word', 'first'"),
         keys,
         shared,
         leave: unlock(),
