@@ -175,21 +175,12 @@ impl VerdictPlace {
         wanted: impl Fn(Key) -> bool,
     ) -> Result<Verdict, &'static str> {
         let verdict = read_word(answer.field(self.word, 0), wanted)?;
-        match verdict {
-            Verdict::Held(key, _) if !is_proven(answer.rows(self.proof), key, shared) => Err(
-                "the server says that it granted the lock, but its lock table does not show it: its \
-                 advisory locks do not exclude anybody",
-            ),
-            Verdict::Held(..)
-            | Verdict::Busy
-            | Verdict::QueueHead
-            | Verdict::Place(_)
-            | Verdict::RecentlyRestarted
-            | Verdict::Pooled
-            | Verdict::Standby
-            | Verdict::Differs(_)
-            | Verdict::Doubtful => Ok(verdict),
-        }
+        borne_out(
+            verdict,
+            |key| is_proven(answer.rows(self.proof), key, shared),
+            "the server says that it granted the lock, but its lock table does not show it: its \
+             advisory locks do not exclude anybody",
+        )
     }
 }
 
@@ -217,20 +208,31 @@ impl TurnPlace {
     ) -> Result<Verdict, &'static str> {
         let verdict = read_word(answer.field(self.word, 0), wanted)?;
         // The server says so of each of two locks that it had for this session.
-        match verdict {
-            Verdict::Held(..) if answer.field(self.left, 0) != Some("tt") => Err(
-                "the server says that it granted the lock, but did not let go of the place in its queue",
-            ),
-            Verdict::Held(..)
-            | Verdict::Busy
-            | Verdict::QueueHead
-            | Verdict::Place(_)
-            | Verdict::RecentlyRestarted
-            | Verdict::Pooled
-            | Verdict::Standby
-            | Verdict::Differs(_)
-            | Verdict::Doubtful => Ok(verdict),
-        }
+        borne_out(
+            verdict,
+            |_| answer.field(self.left, 0) == Some("tt"),
+            "the server says that it granted the lock, but did not let go of the place in its queue",
+        )
+    }
+}
+
+/// The verdict, unless it is that a lock is held, and that is not so.
+fn borne_out(
+    verdict: Verdict,
+    is_so: impl Fn(Key) -> bool,
+    otherwise: &'static str,
+) -> Result<Verdict, &'static str> {
+    match verdict {
+        Verdict::Held(key, _) if !is_so(key) => Err(otherwise),
+        Verdict::Held(..)
+        | Verdict::Busy
+        | Verdict::QueueHead
+        | Verdict::Place(_)
+        | Verdict::RecentlyRestarted
+        | Verdict::Pooled
+        | Verdict::Standby
+        | Verdict::Differs(_)
+        | Verdict::Doubtful => Ok(verdict),
     }
 }
 
